@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The proxy that stands beside one workload. Read [`proxy`] first once it is there, then `inbound` and `outbound`.
+
+pub mod config;

@@ -1,2 +1,2 @@
-//! Placeholder.
+//! The command line: `run`, `check`.
 fn main() {}

@@ -1,0 +1,6 @@
+//! What both sides of an enrolment share: SPIFFE ids, certificate requests and the client that enrols.
+//! Holds no code that can sign for others and no server.
+
+mod spiffe;
+
+pub use spiffe::{MAX_ID_LEN, MAX_TRUST_DOMAIN_LEN, SpiffeError, SpiffeId, TrustDomain};
