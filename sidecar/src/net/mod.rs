@@ -4,6 +4,7 @@ pub mod connect;
 pub mod copy;
 pub mod detect;
 pub mod listen;
+pub mod look;
 pub mod peeked;
 pub mod stream;
 
