@@ -1,5 +1,7 @@
-//! The proxy that stands beside one workload. Read [`proxy`] first once it is there, then `inbound` and `outbound`.
+//! The proxy that stands beside one workload. Read [`proxy`] first, then [`inbound`] and [`outbound`].
 
+pub mod balance;
 pub mod config;
 pub mod net;
 pub mod reason;
+pub mod resilience;
