@@ -243,7 +243,7 @@ impl Dns {
     }
 
     async fn query(&self, name: &Name, kind: RecordType) -> Reply {
-        if let Some(reply) = self.from_hosts(name, kind) {
+        if let Some(reply) = self.hosts_entry(name, kind) {
             return reply;
         }
         let resolver = match &self.resolver {
@@ -267,7 +267,7 @@ impl Dns {
     }
 
     /// A name that is in /etc/hosts is not asked for, in neither family (hosts(5), and `hosts: files dns` in nsswitch.conf(5)).
-    fn from_hosts(&self, name: &Name, kind: RecordType) -> Option<Reply> {
+    fn hosts_entry(&self, name: &Name, kind: RecordType) -> Option<Reply> {
         let hosts = self.hosts.get();
         let entry = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
         let other = match kind {

@@ -12,10 +12,12 @@ use std::{
 /// What tells one content of a file from another.
 type Stamp = (u64, u64, Option<SystemTime>);
 
+type Parse<T> = Box<dyn Fn(&[u8]) -> Result<T, String> + Send + Sync>;
+
 /// A value parsed from a file, parsed again when the file has changed.
 pub(super) struct FromFile<T> {
     path: PathBuf,
-    parse: Box<dyn Fn(&[u8]) -> Result<T, String> + Send + Sync>,
+    parse: Parse<T>,
     current: Mutex<(Option<Stamp>, T)>,
 }
 
