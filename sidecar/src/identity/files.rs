@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use outrigger_ca::identity::TrustDomain;
@@ -93,7 +93,7 @@ pub enum IdentityError {
 }
 
 /// The three PEM texts. The key stays out of every `Debug`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct Material {
     pub(super) chain_pem: Vec<u8>,
     pub(super) key_pem: Vec<u8>,
@@ -136,6 +136,13 @@ pub(super) fn load_material(dir: &Path, trust_domain: Option<&TrustDomain>) -> R
     };
     warnings.extend(doubts(&identity));
     Ok(Loaded { identity, material, warnings })
+}
+
+/// Whether the folder holds exactly these texts, with a key that nobody else may read.
+pub(super) fn holds(dir: &Path, material: &Material) -> bool {
+    read(&dir.join("cert.pem")).is_ok_and(|pem| pem == material.chain_pem)
+        && read_key(&dir.join("key.pem"), &mut Vec::new()).is_ok_and(|pem| pem == material.key_pem)
+        && read(&dir.join("bundle.pem")).is_ok_and(|pem| pem == material.bundle_pem)
 }
 
 /// Makes an identity of PEM texts; `dir` is for the words of errors.
@@ -277,6 +284,14 @@ pub(super) struct Fingerprint {
     modified: (i64, i64),
     // Catches chmod and chown, which mend a file without touching its contents.
     changed: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Whether the file was touched less than `age` ago, by the system's clock, or in its future.
+    pub(super) fn is_younger_than(&self, age: Duration) -> bool {
+        let changed = Duration::from_secs(u64::try_from(self.changed.0).unwrap_or(0));
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).map_or(true, |since| since < age)
+    }
 }
 
 /// `None` for a file that is not there or cannot be looked at.

@@ -5,7 +5,7 @@
 //!
 //! - Without `identity.ca` the files in `identity.dir` are somebody else's: they are read, watched and read again.
 //! - With it they are ours: enrolled with a token, renewed at half of their life with the certificate itself, kept across
-//!   restarts. See [`enrol`](self) for the rules of retrying.
+//!   restarts. The rules of retrying stand in `enrol.rs`.
 //!
 //! A bad reload or a failed renewal changes nothing and is loud. Only expiry ends an identity.
 
@@ -17,6 +17,8 @@ mod source;
 mod status;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_ca;
 
 use std::{
     fmt,

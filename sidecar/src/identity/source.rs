@@ -35,6 +35,8 @@ pub(super) struct Source {
     current: Option<(Identity, Material)>,
     generation: u64,
     seen: Fingerprints,
+    // Whether `seen` is so young that another change could hide behind the same time stamps.
+    young: bool,
     // The error of a reload, until the files have been still for a tick: who replaces three files one after another passes
     // through states that do not match, and that is no news.
     unsettled: Option<IdentityError>,
@@ -58,6 +60,7 @@ impl Source {
             current: None,
             generation: 0,
             seen: [None; 3],
+            young: true,
             unsettled: None,
             expiry_said: None,
         }
@@ -66,15 +69,13 @@ impl Source {
     /// What is in the folder when the process starts.
     pub(super) fn first_load(&mut self) {
         let now = (self.clock)();
-        self.seen = self.fingerprints();
+        self.look();
         match files::load_material(&self.dir, self.trust_domain.as_ref()) {
             Ok(loaded) => self.adopt(loaded.identity, loaded.material, loaded.warnings),
             // With a CA an empty folder is how every workload starts.
             Err(IdentityError::Missing(_)) if self.enroller.is_some() => {}
             Err(error) => self.complain(&error),
         }
-        // A crash between two renames may just have been put right.
-        self.seen = self.fingerprints();
         self.plan(false, now);
         self.check_expiry(now);
     }
@@ -110,33 +111,48 @@ impl Source {
     }
 
     fn look_at_files(&mut self, now: SystemTime) {
-        let seen = self.fingerprints();
-        if seen == self.seen {
+        let still = !self.look();
+        if still && !self.young {
             if let Some(error) = self.unsettled.take() {
                 self.complain(&error);
             }
             return;
         }
-        // Taken before reading: what changes meanwhile is seen at the next tick.
-        self.seen = seen;
-        self.unsettled = None;
+        if self.current.as_ref().is_some_and(|(_, known)| files::holds(&self.dir, known)) {
+            self.unsettled = None;
+            self.shared.notes().file_error = None;
+            return;
+        }
         match files::load_material(&self.dir, self.trust_domain.as_ref()) {
             Ok(loaded) => self.reloaded(loaded, now),
+            Err(IdentityError::Missing(_)) if self.enroller.is_some() && self.current.is_none() => {}
             Err(error) => {
                 if self.enroller.is_some() {
                     // The certificate may live in memory only (a read-only folder); the roots are the operator's all the same.
                     self.reload_bundle();
                 }
-                self.unsettled = Some(error);
+                if still && self.unsettled.take().is_some() {
+                    self.complain(&error);
+                } else {
+                    self.unsettled = Some(error);
+                }
             }
         }
     }
 
+    /// Takes the files' fingerprints, before they are read: what changes meanwhile is seen at the next tick. Returns whether
+    /// they changed.
+    fn look(&mut self) -> bool {
+        let seen = self.fingerprints();
+        let changed = seen != self.seen;
+        self.seen = seen;
+        // Time stamps advance in steps of some milliseconds, on network file systems of a second.
+        self.young = seen.iter().flatten().any(|f| f.is_younger_than(2 * TICK));
+        changed
+    }
+
     fn reloaded(&mut self, loaded: Loaded, now: SystemTime) {
         let Loaded { identity, material, warnings } = loaded;
-        if self.current.as_ref().is_some_and(|(_, known)| *known == material) {
-            return self.settled();
-        }
         // With a CA our own renewal may be newer than what lies in a folder that we cannot write.
         let older = self.enroller.is_some()
             && self.current.as_ref().is_some_and(|(known, _)| {
@@ -151,6 +167,7 @@ impl Source {
         tracing::info!(id = %identity.id, serial = %identity.serial, dir = %self.dir.display(), "identity files changed, loaded");
         self.adopt(identity, material, warnings);
         if !same_certificate {
+            self.shared.notes().ca_error = None;
             self.plan(false, now);
         }
     }
@@ -179,13 +196,16 @@ impl Source {
             tracing::warn!("{warning}");
             warnings.push(warning);
         }
-        self.seen = self.fingerprints();
+        self.look();
         tracing::info!(
             id = %identity.id, serial = %identity.serial,
             valid_for = %words_for(identity.not_after.duration_since(now).unwrap_or_default()),
             "certificate issued by the CA"
         );
-        self.shared.notes().renewals_ok += 1;
+        let mut notes = self.shared.notes();
+        notes.renewals_ok += 1;
+        notes.ca_error = None;
+        drop(notes);
         self.adopt(identity, material, warnings);
         self.plan(true, now);
     }
@@ -208,7 +228,7 @@ impl Source {
         }
         let mut notes = self.shared.notes();
         notes.renewals_failed += 1;
-        notes.last_error = Some((error.to_string(), now));
+        notes.ca_error = Some((error.to_string(), now));
         notes.next_renewal = due;
     }
 
@@ -218,16 +238,14 @@ impl Source {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
-        self.shared.notes().warnings = warnings;
-        self.settled();
+        let mut notes = self.shared.notes();
+        notes.warnings = warnings;
+        notes.file_error = None;
+        drop(notes);
+        self.unsettled = None;
         self.expiry_said = None;
         self.current = Some((identity.clone(), material));
         self.shared.publish(identity);
-    }
-
-    fn settled(&mut self) {
-        self.unsettled = None;
-        self.shared.notes().last_error = None;
     }
 
     fn plan(&mut self, fresh: bool, now: SystemTime) {
@@ -238,9 +256,14 @@ impl Source {
     }
 
     fn complain(&self, error: &IdentityError) {
+        let text = error.to_string();
+        let mut notes = self.shared.notes();
+        if notes.file_error.as_ref().is_some_and(|(known, _)| *known == text) {
+            return;
+        }
         let kept = if self.current.is_some() { "the identity in use stays" } else { "there is no identity" };
-        tracing::error!(%error, "cannot load the identity; {kept}");
-        self.shared.notes().last_error = Some((error.to_string(), (self.clock)()));
+        tracing::error!(error = %text, "cannot load the identity; {kept}");
+        notes.file_error = Some((text, (self.clock)()));
     }
 
     /// Says once for each identity that it nears its end, and that it has reached it.

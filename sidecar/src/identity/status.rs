@@ -107,7 +107,8 @@ impl IdentityStatus {
 pub(super) struct Notes {
     pub(super) origin: String,
     pub(super) next_renewal: Option<SystemTime>,
-    pub(super) last_error: Option<(String, SystemTime)>,
+    pub(super) file_error: Option<(String, SystemTime)>,
+    pub(super) ca_error: Option<(String, SystemTime)>,
     pub(super) warnings: Vec<String>,
     pub(super) renewals_ok: u64,
     pub(super) renewals_failed: u64,
@@ -117,12 +118,13 @@ impl Shared {
     pub(super) fn status(&self, now: SystemTime) -> IdentityStatus {
         let identity = self.current.borrow().clone();
         let notes = self.notes();
+        let last_error = [&notes.file_error, &notes.ca_error].into_iter().flatten().max_by_key(|(_, at)| *at);
         let (state, reason) = match identity.as_deref().map(|i| i.check_valid(now)) {
             Some(Ok(())) => (IdentityState::Valid, None),
             Some(Err(why @ NotValidNow::Expired { .. })) => (IdentityState::Expired, Some(why.to_string())),
             Some(Err(why @ NotValidNow::NotYet { .. })) => (IdentityState::NotYetValid, Some(why.to_string())),
             None => {
-                let why = notes.last_error.as_ref().map_or("the first certificate is being asked for", |e| &e.0);
+                let why = last_error.map_or("the first certificate is being asked for", |e| &e.0);
                 (IdentityState::Missing, Some(format!("no certificate yet: {why}")))
             }
         };
@@ -136,8 +138,8 @@ impl Shared {
             certificate: identity.as_deref().map(|i| CertificateStatus::of(i, now)),
             roots: roots.iter().map(|r| RootStatus::of(r, now)).collect(),
             next_renewal: notes.next_renewal.map(rfc3339),
-            last_error: notes.last_error.as_ref().map(|e| e.0.clone()),
-            last_error_at: notes.last_error.as_ref().map(|e| rfc3339(e.1)),
+            last_error: last_error.map(|e| e.0.clone()),
+            last_error_at: last_error.map(|e| rfc3339(e.1)),
             warnings,
             renewals_ok: notes.renewals_ok,
             renewals_failed: notes.renewals_failed,
