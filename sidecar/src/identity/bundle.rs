@@ -74,29 +74,37 @@ pub enum Usage {
 }
 
 /// Why no path leads from a certificate to a root.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathFault {
     /// No root signed the chain.
+    #[error("it leads to none of the roots")]
     UnknownRoot,
     /// A certificate of the path is past its end.
+    #[error("a certificate of its path has expired")]
     Expired {
         /// The end of its validity.
         not_after: UnixTime,
     },
     /// A certificate of the path is before its beginning.
+    #[error("a certificate of its path is not valid yet")]
     NotYetValid {
         /// The beginning of its validity.
         not_before: UnixTime,
     },
     /// The signature of the very CA that the certificate names does not fit.
+    #[error("a signature in its path is wrong")]
     BadSignature,
     /// The leaf is a CA's certificate.
+    #[error("it is a CA's certificate")]
     CaCertificate,
     /// The key usage of an intermediate forbids it to sign certificates.
+    #[error("{0}")]
     KeyUsage(String),
     /// The extended key usage is there and does not allow this use.
+    #[error("its extended key usage does not allow both serverAuth and clientAuth")]
     Purpose,
     /// Anything else that makes the chain unusable.
+    #[error("it cannot be used: {0}")]
     Malformed(String),
 }
 

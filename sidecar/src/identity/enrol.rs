@@ -23,7 +23,7 @@ use outrigger_ca::identity::{
 use rustls::pki_types::UnixTime;
 
 use super::{
-    Identity, Usage,
+    Clock, Identity, Usage,
     files::{self, Fingerprint, Material},
 };
 use crate::config::CaConfig;
@@ -193,8 +193,9 @@ impl Enroller {
         current: Option<(&Identity, &Material)>,
         dir: &Path,
         trust_domain: Option<&TrustDomain>,
-        now: SystemTime,
+        clock: &Clock,
     ) -> Attempt {
+        let now = clock();
         let valid = current.filter(|(identity, _)| identity.check_valid(now).is_ok());
         let with_token = valid.is_none() || (self.certificate_refused && self.config.token_file.is_some());
         self.used_certificate = !with_token;
@@ -211,7 +212,7 @@ impl Enroller {
             id,
             dir: dir.to_owned(),
             trust_domain: trust_domain.cloned(),
-            now,
+            clock: clock.clone(),
         };
         Box::pin(task.run())
     }
@@ -224,7 +225,7 @@ struct Task {
     id: Option<SpiffeId>,
     dir: PathBuf,
     trust_domain: Option<TrustDomain>,
-    now: SystemTime,
+    clock: Clock,
 }
 
 impl Task {
@@ -269,19 +270,21 @@ impl Task {
     /// A certificate that peers would refuse, or that makes us somebody else, must not replace a good one.
     fn check(&self, material: &Material) -> Result<Identity, String> {
         let identity = files::parse(material, &self.dir, self.trust_domain.as_ref()).map_err(|e| e.to_string())?;
-        identity.check_valid(self.now).map_err(|e| e.to_string())?;
+        // Not the time at which we asked: a CA that does not set notBefore back dates it later than that.
+        let now = (self.clock)();
+        identity.check_valid(now).map_err(|e| e.to_string())?;
         if let Some(id) = self.id.as_ref().filter(|id| **id != identity.id) {
             return Err(format!("it is for {}, but we are {id}", identity.id));
         }
         let Some((leaf, intermediates)) = identity.key.cert.split_first() else {
             return Err("it is empty".to_owned());
         };
-        let since = self.now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         for usage in [Usage::Server, Usage::Client] {
             identity
                 .bundle
                 .verify(leaf, intermediates, UnixTime::since_unix_epoch(since), usage)
-                .map_err(|fault| format!("its chain does not verify against the root that came with it ({fault:?})"))?;
+                .map_err(|fault| format!("its chain does not verify against the root that came with it ({fault})"))?;
         }
         Ok(identity)
     }

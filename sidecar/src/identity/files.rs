@@ -211,7 +211,7 @@ pub(super) fn doubts(identity: &Identity) -> Vec<String> {
         for usage in [Usage::Server, Usage::Client] {
             if let Err(fault) = identity.bundle.verify(leaf, intermediates, UnixTime::since_unix_epoch(since), usage) {
                 doubts.push(format!(
-                    "our own certificate does not pass our own bundle ({fault:?}); peers with the same bundle refuse us, unless a change of roots is under way"
+                    "our own certificate does not pass our own bundle ({fault}); peers with the same bundle refuse us, unless a change of roots is under way"
                 ));
                 break;
             }

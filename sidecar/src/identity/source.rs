@@ -23,6 +23,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// A certificate from files that has less than this share of its life left is warned about: nobody has renewed it.
 const UNRENEWED: f64 = 0.25;
 
+/// Smaller steps back of the wall clock change no plan worth naming.
+const CLOCK_STEP: Duration = Duration::from_secs(60);
+
 type Fingerprints = [Option<Fingerprint>; 3];
 
 /// The task's state.
@@ -41,6 +44,7 @@ pub(super) struct Source {
     // through states that do not match, and that is no news.
     unsettled: Option<IdentityError>,
     expiry_said: Option<Expiry>,
+    last_tick: SystemTime,
 }
 
 #[derive(PartialEq, Eq, Clone, Copy)]
@@ -63,6 +67,7 @@ impl Source {
             young: true,
             unsettled: None,
             expiry_said: None,
+            last_tick: SystemTime::UNIX_EPOCH,
         }
     }
 
@@ -100,12 +105,13 @@ impl Source {
             }
             self.look_at_files(now);
             self.check_expiry(now);
+            self.check_clock(now);
             if attempt.is_none()
                 && let Some(enroller) = &mut self.enroller
                 && enroller.is_due(now)
             {
                 let current = self.current.as_ref().map(|(identity, material)| (identity, material));
-                attempt = Some(enroller.attempt(current, &self.dir, self.trust_domain.as_ref(), now));
+                attempt = Some(enroller.attempt(current, &self.dir, self.trust_domain.as_ref(), &self.clock));
             }
         }
     }
@@ -264,6 +270,17 @@ impl Source {
         let kept = if self.current.is_some() { "the identity in use stays" } else { "there is no identity" };
         tracing::error!(error = %text, "cannot load the identity; {kept}");
         notes.file_error = Some((text, (self.clock)()));
+    }
+
+    /// A plan made by a clock that was then set back may lie years ahead.
+    fn check_clock(&mut self, now: SystemTime) {
+        if let Ok(back) = self.last_tick.duration_since(now)
+            && back > CLOCK_STEP
+        {
+            tracing::warn!("the clock went back by {}, renewal is planned anew", words_for(back));
+            self.plan(false, now);
+        }
+        self.last_tick = now;
     }
 
     /// Says once for each identity that it nears its end, and that it has reached it.

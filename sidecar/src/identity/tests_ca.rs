@@ -7,7 +7,10 @@ use std::{
     future::Future,
     os::unix::fs::PermissionsExt,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -32,6 +35,8 @@ enum Answer {
     Issue(&'static str),
     Fail(fn() -> EnrolCause),
     WrongRoot,
+    /// Takes 5 s and sets notBefore near the end of them.
+    Late,
     Hang,
 }
 
@@ -67,11 +72,18 @@ impl CertificateAuthority for FakeCa {
             None => Answer::Issue(ID),
         };
         let answer = self.answers.lock().unwrap().pop_front().unwrap_or(default);
+        let csr_pem = request.csr_pem;
         let result = match answer {
             Answer::Hang => return Box::pin(std::future::pending()),
             Answer::Fail(cause) => fail(cause()),
-            Answer::Issue(id) => Ok(self.issue(id, request.csr_pem, &self.pki.root.pem)),
-            Answer::WrongRoot => Ok(self.issue(ID, request.csr_pem, &Pki::new().root.pem)),
+            Answer::Issue(id) => Ok(self.issue(id, csr_pem, &self.pki.root.pem)),
+            Answer::Late => {
+                return Box::pin(async {
+                    sleep(Duration::from_secs(5)).await;
+                    Ok(self.issue_from(-2, ID, csr_pem, &self.pki.root.pem))
+                });
+            }
+            Answer::WrongRoot => Ok(self.issue(ID, csr_pem, &Pki::new().root.pem)),
         };
         Box::pin(std::future::ready(result))
     }
@@ -79,11 +91,15 @@ impl CertificateAuthority for FakeCa {
 
 impl FakeCa {
     fn issue(&self, id: &str, csr_pem: &str, roots_pem: &str) -> Enrolled {
+        // Set back by a minute, as CAs do against clocks that differ.
+        self.issue_from(-60, id, csr_pem, roots_pem)
+    }
+
+    fn issue_from(&self, from: i64, id: &str, csr_pem: &str, roots_pem: &str) -> Enrolled {
         let csr = rcgen::CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
         let mut leaf = Leaf::new(id, &["orders.mesh"]);
         let elapsed = i64::try_from(self.started.elapsed().as_secs()).unwrap();
-        // Set back by a minute, as CAs do against clocks that differ.
-        (leaf.from, leaf.until) = (elapsed - 60, elapsed + i64::try_from(self.ttl.as_secs()).unwrap());
+        (leaf.from, leaf.until) = (elapsed + from, elapsed + i64::try_from(self.ttl.as_secs()).unwrap());
         Enrolled { chain_pem: self.pki.intermediate.sign(&leaf, &csr.public_key), roots_pem: roots_pem.to_owned() }
     }
 
@@ -132,9 +148,15 @@ impl World {
     }
 
     fn start(&self) -> IdentityHandle {
+        self.start_with_clock_ahead_by(Arc::default())
+    }
+
+    /// `ahead`: seconds that the sidecar's clock is ahead of the CA's.
+    fn start_with_clock_ahead_by(&self, ahead: Arc<AtomicU64>) -> IdentityHandle {
         let (wall, started) = (self.wall, self.ca.started);
+        let clock = move || wall + started.elapsed() + Duration::from_secs(ahead.load(Ordering::Relaxed));
         let enroller = Enroller::new(self.config.ca.clone().unwrap(), self.ca.clone());
-        start_with(&self.config, Some(enroller), Arc::new(move || wall + started.elapsed()))
+        start_with(&self.config, Some(enroller), Arc::new(clock))
     }
 
     fn status(&self, handle: &IdentityHandle) -> IdentityStatus {
@@ -400,4 +422,24 @@ async fn attempts_never_come_closer_than_the_shortest_pause() {
     let requests = world.ca.requests.lock().unwrap();
     assert!(requests.len() > 3);
     assert!(requests.windows(2).all(|w| w[1].at - w[0].at >= Duration::from_millis(200)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_a_year_ahead_delays_nothing_once_it_is_right() {
+    let world = World::new(HOUR, vec![]);
+    let ahead = Arc::new(AtomicU64::new(365 * 86_400));
+    let handle = world.start_with_clock_ahead_by(ahead.clone());
+    sleep(Duration::from_secs(30)).await;
+    let error = handle.status().last_error.unwrap();
+    assert!(error.contains("what ca.mesh:15012 issued cannot be used") && error.contains("expired"), "{error}");
+    ahead.store(0, Ordering::Relaxed);
+    eventually(SOON, "an identity", || handle.current().is_some()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_dated_after_the_question_but_before_the_answer_is_taken() {
+    let world = World::new(HOUR, vec![Answer::Late]);
+    let handle = world.start();
+    eventually(Duration::from_secs(10), "an identity", || handle.current().is_some()).await;
+    assert_eq!(handle.renewals(), (1, 0));
 }
