@@ -1,3 +1,4 @@
 //! The proxy that stands beside one workload. Read [`proxy`] first once it is there, then `inbound` and `outbound`.
 
 pub mod config;
+pub mod telemetry;

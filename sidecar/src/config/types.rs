@@ -224,7 +224,10 @@ impl FromStr for CaAddress {
             Some(rest) => {
                 let (host, after) = rest.split_once(']').ok_or_else(bad)?;
                 host.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
-                (host, after.strip_prefix(':').map(str::to_owned).or_else(|| after.is_empty().then(|| "15012".to_owned())))
+                (
+                    host,
+                    after.strip_prefix(':').map(str::to_owned).or_else(|| after.is_empty().then(|| "15012".to_owned())),
+                )
             }
             None => match s.rsplit_once(':') {
                 Some((host, port)) => (host, Some(port.to_owned())),
@@ -241,7 +244,11 @@ impl FromStr for CaAddress {
 
 impl fmt::Display for CaAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
