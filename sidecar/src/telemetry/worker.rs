@@ -91,6 +91,8 @@ pub(super) struct ServiceCells {
 /// Makes a type `!Send` and `!Sync`.
 type Local = PhantomData<*const ()>;
 
+type ByName<T> = FxHashMap<Box<str>, T>;
+
 /// The metrics of one worker. Cheap to clone; handles are made once a label set and cached.
 ///
 /// Making a handle may take a lock and allocate, so it belongs where a connection, a route or a service is made.
@@ -101,10 +103,10 @@ pub struct WorkerMetrics(Rc<Inner>);
 struct Inner {
     families: Arc<Families>,
     /// By direction, service and peer.
-    requests: [RefCell<FxHashMap<Box<str>, FxHashMap<Box<str>, Rc<RequestMetrics>>>>; 2],
+    requests: [RefCell<ByName<ByName<Rc<RequestMetrics>>>>; 2],
     other_requests: RefCell<[Option<Rc<RequestMetrics>>; 2]>,
     connections: RefCell<[[Option<Rc<ConnectionMetrics>>; Transport::COUNT]; 2]>,
-    services: RefCell<FxHashMap<Box<str>, Rc<ServiceMetrics>>>,
+    services: RefCell<ByName<Rc<ServiceMetrics>>>,
     other_service: RefCell<Option<Rc<ServiceMetrics>>>,
     errors: [Reasons; 2],
     tls_failures: [Reasons; 2],
