@@ -17,6 +17,7 @@ const SEED: f64 = 0.030;
 /// An endpoint with nothing under way gets cheaper with time, so that one that was slow, or is new, is tried again: a
 /// new one at once. As soon as it has a request under way it costs its full price again (what was measured, or the
 /// seed), so it is probed by one request at a time and never looks free to a burst.
+#[derive(Debug)]
 pub struct PeakEwma {
     /// Seconds, as of `updated`.
     latency: Cell<f64>,

@@ -77,6 +77,14 @@ pub fn strip_mesh(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a request's Connection header asks for an upgrade.
+pub fn asks_for_upgrade(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .any(|v| v.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"upgrade")))
+}
+
 /// Makes a request one that asks its HTTP/1.1 connection to become `protocol`.
 pub fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(CONNECTION, UPGRADE_TOKEN);

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::body::BodyError;
+use crate::net::copy::copy_both;
 
 /// Pieces on their way from the socket to the stream; more would only add latency.
 const IN_FLIGHT: usize = 4;
@@ -71,4 +72,12 @@ pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incom
         let _ = write.shutdown().await;
     };
     tokio::join!(up, down);
+}
+
+/// Carries bytes between two upgraded connections, each direction until its own end.
+pub async fn join(first: Upgraded, second: Upgraded) {
+    let (mut first, mut second) = (TokioIo::new(first), TokioIo::new(second));
+    let none = bytes::BytesMut::new();
+    let (_, ended) = copy_both(&mut first, &mut second, none.clone(), none, None, |_, _| {}).await;
+    tracing::debug!(?ended, "an upgraded connection ended");
 }

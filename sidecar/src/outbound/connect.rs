@@ -174,3 +174,21 @@ fn client_config(worker: &Worker, service: &Service, alpn: &'static [u8]) -> Res
     *cached = Some(Arc::clone(&config));
     Ok(config)
 }
+
+/// [`http2`] that owns its endpoint.
+pub(super) async fn http2_owned(
+    worker: &Rc<Worker>,
+    service: &Rc<Service>,
+    endpoint: Rc<Endpoint>,
+) -> Result<StreamSlot, ConnectError> {
+    http2(worker, service, &endpoint).await
+}
+
+/// [`http1`] that owns its endpoint.
+pub(super) async fn http1_owned(
+    worker: &Rc<Worker>,
+    service: &Rc<Service>,
+    endpoint: Rc<Endpoint>,
+) -> Result<H1Sender, ConnectError> {
+    http1(worker, service, &endpoint).await
+}

@@ -25,6 +25,7 @@ pub struct Endpoint {
     load: PeakEwma,
     /// What outlier detection knows of it.
     pub health: HostHealth,
+    requests: Cell<u64>,
     connect_failures: Cell<u32>,
     unavailable_until: Cell<Option<Instant>>,
     /// Connections that carry HTTP/2.
@@ -42,6 +43,7 @@ impl Endpoint {
             priority: Cell::new(priority),
             load: PeakEwma::new(Instant::now()),
             health: HostHealth::default(),
+            requests: Cell::new(0),
             connect_failures: Cell::new(0),
             unavailable_until: Cell::new(None),
             h2: Rc::default(),
@@ -58,6 +60,16 @@ impl Endpoint {
     /// Its weight among the endpoints of its priority.
     pub fn current_weight(&self) -> u32 {
         self.weight.get()
+    }
+
+    /// One more request was sent to it.
+    pub fn count_request(&self) {
+        self.requests.set(self.requests.get() + 1);
+    }
+
+    /// Requests that this worker has sent to it.
+    pub fn requests(&self) -> u64 {
+        self.requests.get()
     }
 
     /// A connect failed: others are preferred for a while, so that each request need not find out again.

@@ -1,6 +1,6 @@
 //! One request's way: admit, pick, send, classify, perhaps try elsewhere.
 
-use std::{future::Future, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request::Parts};
 use hyper::body::Incoming;
@@ -23,6 +23,9 @@ use crate::{
     worker::Worker,
 };
 
+/// A failed try counts as one that took at least this long (Linkerd's penalty for failures is of this size).
+const FAILURE_LOOKS_LIKE: Duration = Duration::from_secs(1);
+
 /// A request that is ready to leave, in the protocol of the service's endpoints.
 pub(super) struct Outgoing {
     pub(super) method: Method,
@@ -32,7 +35,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    fn request(&self, body: Body) -> Request<Body> {
+    pub(super) fn request(&self, body: Body) -> Request<Body> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.target.clone();
@@ -244,6 +247,7 @@ async fn one_try(
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     let load = endpoint.load();
     load.begin();
+    endpoint.count_request();
     let begun = Instant::now();
     let in_flight = InFlight(Some(endpoint));
     let limit = service.spec.timeouts.backend_request.enabled();
@@ -251,7 +255,7 @@ async fn one_try(
     let result = tokio::select! {
         biased;
         result = sent => result,
-        limit = stalled(activity) => {
+        limit = activity.stalled() => {
             let text = format!("no byte to or from {} for {limit:?} (timeouts.idle)", service.spec.name);
             Err(TryError { reason: Reason::IdleTimeout, message: text.into(), unprocessed: false, by_caller: false })
         }
@@ -261,7 +265,13 @@ async fn one_try(
         }
     };
     // A failure that came fast must not make its endpoint look fast.
-    in_flight.end(result.is_ok().then(|| begun.elapsed()));
+    let took = begun.elapsed();
+    in_flight.end(match &result {
+        Ok((response, _)) if response.status().is_server_error() => Some(took.max(FAILURE_LOOKS_LIKE)),
+        Ok(_) => Some(took),
+        Err(e) if e.by_caller => None,
+        Err(_) => Some(took.max(FAILURE_LOOKS_LIKE)),
+    });
     let (mut response, slot) = result?;
     let from = response.version();
     headers::strip_hop_by_hop(response.headers_mut(), from);
@@ -272,10 +282,6 @@ async fn one_try(
     }
     *response.version_mut() = Version::HTTP_11;
     Ok((response, slot))
-}
-
-async fn stalled(activity: &Activity) -> Duration {
-    activity.stalled().await
 }
 
 async fn elapsed(limit: Option<Duration>) -> Duration {

@@ -142,6 +142,9 @@ impl Drop for Service {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();
+            if let Some(worker) = self.worker.upgrade() {
+                worker.shared.endpoints.withdraw(worker.index, self.spec.name.as_str());
+            }
         }
     }
 }
@@ -190,7 +193,7 @@ impl Service {
             state: RefCell::new(SetState::Resolving),
             changed: Notify::new(),
             detector: OutlierDetector::new(&spec.outlier_detection),
-            budget: RetryBudget::new(spec.retry.budget, spec.retry.budget_floor),
+            budget: RetryBudget::new(spec.retry.budget, spec.retry.budget_floor.div_ceil(workers.max(1))),
             breakers: CircuitBreakers::new(&spec.circuit_breakers, workers),
             metrics: worker.metrics.service(spec.name.as_str()),
             unattached: worker.metrics.requests(Direction::Outbound, spec.name.as_str(), ""),
@@ -285,8 +288,8 @@ impl Service {
         }
         if readmitted > 0 {
             tracing::info!(service = %self.spec.name, readmitted, "endpoints readmitted");
-            self.publish(worker);
         }
+        self.publish(worker);
     }
 
     /// Takes over what discovery says; an endpoint that stays keeps its connections, its load and its health, and
@@ -338,6 +341,7 @@ impl Service {
                 priority: e.priority(),
                 ejected_for: e.health.ejected_for(now),
                 ejections: e.health.ejections(),
+                requests: e.requests(),
             })
             .collect();
         worker.shared.endpoints.publish(worker.index, self.spec.name.as_str(), report);

@@ -36,7 +36,7 @@ pub struct Ejection {
 }
 
 /// What one worker knows about the health of one endpoint.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct HostHealth {
     consecutive_5xx: Cell<u32>,
     consecutive_gateway_failure: Cell<u32>,

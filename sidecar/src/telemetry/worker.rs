@@ -210,6 +210,7 @@ impl Reasons {
 }
 
 /// Requests of one direction, service and peer.
+#[derive(Debug)]
 pub struct RequestMetrics {
     cells: Arc<RequestCells>,
     local: Local,
