@@ -103,7 +103,7 @@ fn service_report(service: &str, workers: &BTreeMap<usize, Report>) -> Value {
                 "weight": m.weight,
                 "priority": m.priority,
                 "ejected_by_workers": m.ejected_by,
-                "ejected_for_seconds": (!m.ejected_by.is_empty()).then(|| m.ejected_for.as_secs_f64()),
+                "ejected_for_seconds": (!m.ejected_by.is_empty()).then_some(m.ejected_for.as_secs_f64()),
                 "ejections": m.ejections,
                 "requests": m.requests,
             })

@@ -38,8 +38,8 @@ use crate::{config::Config, telemetry::Metrics};
 
 /// Connections of one server at once. More of them wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 256;
-/// Time for a request's head, and the longest that a connection may stay silent between two requests. Longer than
-/// the usual scrape interval would keep a connection for each scraper; shorter would break none.
+/// Time for a request's head, and the longest that a connection may stay silent between two requests. Shorter than
+/// the usual scrape interval: a scraper then makes a new connection, which costs little and holds no place.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection is asked to end after this long …
 const CONNECTION_AGE: Duration = Duration::from_secs(120);

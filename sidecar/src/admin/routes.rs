@@ -25,7 +25,7 @@ const ENDPOINTS: [(&str, &str, bool, &str); 8] = [
 
 /// Answers one request that came to `face`, which is bound to `bound`.
 pub(super) fn answer<B>(state: &AdminState, face: Face, bound: SocketAddr, request: &Request<B>) -> Answer {
-    if let Err(refusal) = guard(face, bound, request) {
+    if let Some(refusal) = guard(face, bound, request) {
         return refusal;
     }
     let path = request.uri().path();
@@ -81,25 +81,25 @@ fn index(face: Face) -> String {
 /// Keeps web pages away from the operator's address. A page's script reaches loopback in two ways: under its own
 /// host name, made to resolve to 127.0.0.1 (DNS rebinding), which shows in `Host`; or across origins, blind, which
 /// a browser shows in `Origin` or `Sec-Fetch-Site` and which matters only for what changes something.
-fn guard<B>(face: Face, bound: SocketAddr, request: &Request<B>) -> Result<(), Answer> {
+fn guard<B>(face: Face, bound: SocketAddr, request: &Request<B>) -> Option<Answer> {
     if face == Face::Telemetry {
-        return Ok(());
+        return None;
     }
     let hosts = request.headers().get_all(header::HOST).iter();
     for host in hosts.map(|h| h.to_str().ok().and_then(|h| h.parse().ok())) {
         let host: Option<Authority> = host;
         if !host.as_ref().is_some_and(|host| is_own(host.host(), bound)) {
-            return Err(wrong_host(host.as_ref().map_or("one that is no host", Authority::as_str)));
+            return Some(wrong_host(host.as_ref().map_or("one that is no host", Authority::as_str)));
         }
     }
     if let Some(host) = request.uri().host().filter(|host| !is_own(host, bound)) {
-        return Err(wrong_host(host));
+        return Some(wrong_host(host));
     }
     if *request.method() == Method::POST && is_from_another_site(request.headers(), bound) {
         let why = "a web page of another site may not do this; use curl -X POST from the workload's host\n";
-        return Err(text(StatusCode::FORBIDDEN, why));
+        return Some(text(StatusCode::FORBIDDEN, why));
     }
-    Ok(())
+    None
 }
 
 fn wrong_host(host: &str) -> Answer {
