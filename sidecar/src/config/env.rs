@@ -31,34 +31,34 @@ type Set = fn(&mut Config, &mut Ca, &str) -> Result<(), String>;
 
 /// Every value that can be given by a variable, by its path.
 const TABLE: &[(&str, Set)] = &[
-    ("workers", |c, _, v| Ok(c.workers = Some(number(v)?))),
-    ("log.level", |c, _, v| Ok(c.log.level = v.to_owned())),
-    ("log.format", |c, _, v| Ok(c.log.format = word(v)?)),
-    ("identity.dir", |c, _, v| Ok(c.identity.dir = v.into())),
-    ("identity.trust_domain", |c, _, v| Ok(c.identity.trust_domain = Some(word(v)?))),
-    ("identity.ca.address", |_, ca, v| Ok(ca.address = Some(word(v)?))),
-    ("identity.ca.bundle", |_, ca, v| Ok(ca.bundle = Some(v.into()))),
-    ("identity.ca.token_file", |_, ca, v| Ok(ca.token_file = Some(v.into()))),
-    ("identity.ca.ttl", |_, ca, v| Ok(ca.ttl = Some(word(v)?))),
-    ("inbound.port", |c, _, v| Ok(c.inbound.port = number(v)?)),
-    ("inbound.mode", |c, _, v| Ok(c.inbound.mode = word(v)?)),
-    ("inbound.allow", |c, _, v| Ok(c.inbound.allow = list(v)?)),
-    ("inbound.application", |c, _, v| Ok(c.inbound.application = word(v)?)),
-    ("inbound.max_connections", |c, _, v| Ok(c.inbound.max_connections = number(v)?)),
-    ("inbound.max_handshakes", |c, _, v| Ok(c.inbound.max_handshakes = number(v)?)),
-    ("outbound.port", |c, _, v| Ok(c.outbound.port = number(v)?)),
-    ("outbound.unmatched", |c, _, v| Ok(c.outbound.unmatched = word(v)?)),
-    ("outbound.mesh_domains", |c, _, v| Ok(c.outbound.mesh_domains = list(v)?)),
-    ("outbound.detect_delay", |c, _, v| Ok(c.outbound.detect_delay = word(v)?)),
-    ("outbound.max_connections", |c, _, v| Ok(c.outbound.max_connections = number(v)?)),
-    ("dns.servers", |c, _, v| Ok(c.dns.servers = list(v)?)),
-    ("dns.timeout", |c, _, v| Ok(c.dns.timeout = word(v)?)),
-    ("dns.min_ttl", |c, _, v| Ok(c.dns.min_ttl = word(v)?)),
-    ("dns.max_ttl", |c, _, v| Ok(c.dns.max_ttl = word(v)?)),
-    ("admin.address", |c, _, v| Ok(c.admin.address = word(v)?)),
-    ("admin.telemetry_address", |c, _, v| Ok(c.admin.telemetry_address = word(v)?)),
-    ("drain.minimum", |c, _, v| Ok(c.drain.minimum = word(v)?)),
-    ("drain.timeout", |c, _, v| Ok(c.drain.timeout = word(v)?)),
+    ("workers", |c, _, v| set(&mut c.workers, number(v).map(Some))),
+    ("log.level", |c, _, v| set(&mut c.log.level, Ok(v.to_owned()))),
+    ("log.format", |c, _, v| set(&mut c.log.format, word(v))),
+    ("identity.dir", |c, _, v| set(&mut c.identity.dir, Ok(v.into()))),
+    ("identity.trust_domain", |c, _, v| set(&mut c.identity.trust_domain, word(v).map(Some))),
+    ("identity.ca.address", |_, ca, v| set(&mut ca.address, word(v).map(Some))),
+    ("identity.ca.bundle", |_, ca, v| set(&mut ca.bundle, Ok(Some(v.into())))),
+    ("identity.ca.token_file", |_, ca, v| set(&mut ca.token_file, Ok(Some(v.into())))),
+    ("identity.ca.ttl", |_, ca, v| set(&mut ca.ttl, word(v).map(Some))),
+    ("inbound.port", |c, _, v| set(&mut c.inbound.port, number(v))),
+    ("inbound.mode", |c, _, v| set(&mut c.inbound.mode, word(v))),
+    ("inbound.allow", |c, _, v| set(&mut c.inbound.allow, list(v))),
+    ("inbound.application", |c, _, v| set(&mut c.inbound.application, word(v))),
+    ("inbound.max_connections", |c, _, v| set(&mut c.inbound.max_connections, number(v))),
+    ("inbound.max_handshakes", |c, _, v| set(&mut c.inbound.max_handshakes, number(v))),
+    ("outbound.port", |c, _, v| set(&mut c.outbound.port, number(v))),
+    ("outbound.unmatched", |c, _, v| set(&mut c.outbound.unmatched, word(v))),
+    ("outbound.mesh_domains", |c, _, v| set(&mut c.outbound.mesh_domains, list(v))),
+    ("outbound.detect_delay", |c, _, v| set(&mut c.outbound.detect_delay, word(v))),
+    ("outbound.max_connections", |c, _, v| set(&mut c.outbound.max_connections, number(v))),
+    ("dns.servers", |c, _, v| set(&mut c.dns.servers, list(v))),
+    ("dns.timeout", |c, _, v| set(&mut c.dns.timeout, word(v))),
+    ("dns.min_ttl", |c, _, v| set(&mut c.dns.min_ttl, word(v))),
+    ("dns.max_ttl", |c, _, v| set(&mut c.dns.max_ttl, word(v))),
+    ("admin.address", |c, _, v| set(&mut c.admin.address, word(v))),
+    ("admin.telemetry_address", |c, _, v| set(&mut c.admin.telemetry_address, word(v))),
+    ("drain.minimum", |c, _, v| set(&mut c.drain.minimum, word(v))),
+    ("drain.timeout", |c, _, v| set(&mut c.drain.timeout, word(v))),
 ];
 
 /// The variables that can be set and the paths of the values that they stand for.
@@ -68,6 +68,11 @@ pub fn variables() -> impl Iterator<Item = (String, &'static str)> {
 
 fn variable(path: &str) -> String {
     format!("{PREFIX}{}", path.replace('.', "_").to_ascii_uppercase())
+}
+
+fn set<T>(to: &mut T, value: Result<T, String>) -> Result<(), String> {
+    *to = value?;
+    Ok(())
 }
 
 fn number<T: FromStr<Err: std::fmt::Display>>(value: &str) -> Result<T, String> {
@@ -91,7 +96,7 @@ pub(super) fn apply(
     config: &mut Config,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<BTreeMap<&'static str, String>, ConfigError> {
-    let (mut set, mut ca, mut problems) = (BTreeMap::new(), Ca::default(), Vec::new());
+    let (mut done, mut ca, mut problems) = (BTreeMap::new(), Ca::default(), Vec::new());
     // In order of their names, so that the same mistakes always give the same message.
     let env: BTreeMap<_, _> = env.filter(|(name, _)| name.starts_with(PREFIX)).collect();
     for (name, value) in env {
@@ -106,7 +111,7 @@ pub(super) fn apply(
             continue;
         }
         match setter(config, &mut ca, value) {
-            Ok(()) => drop(set.insert(*path, name)),
+            Ok(()) => drop(done.insert(*path, name)),
             Err(message) => {
                 let remedy = format!("set it as {path} would be set in the file, or unset it");
                 problems.push(Problem { place: Place::Variable(name), message, remedy });
@@ -120,7 +125,7 @@ pub(super) fn apply(
             remedy: format!("set {} too, or identity.ca in the file", variable(missing)),
         }));
     }
-    if problems.is_empty() { Ok(set) } else { Err(ConfigError { problems }) }
+    if problems.is_empty() { Ok(done) } else { Err(ConfigError { problems }) }
 }
 
 impl Ca {

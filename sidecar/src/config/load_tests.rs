@@ -131,7 +131,7 @@ fn values_of_the_wrong_kind_say_the_right_one() {
     refused("inbound: { allow: [\"spiffe://t/ns*\"] }\n", "1:20", &["'*'", "give an id as spiffe://"]);
     refused("inbound: strict\n", "1:10", &["inbound", "a section"]);
     refused("inbound: { allow: everyone }\n", "1:19", &["inbound.allow", "a list"]);
-    refused("identity: { dir: [a] }\n", "1:18", &["identity.dir", "a single word or text"]);
+    refused("identity: { dir: [a] }\n", "1:13", &["identity.dir", "a single word or text"]);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn what_is_missing_or_doubled_is_named() {
 #[test]
 fn broken_yaml_is_placed() {
     refused("inbound:\n\tport: 1\n", "2:2", &["correct the YAML"]);
-    refused("inbound: { port: 1\n", "2:2", &["correct the YAML"]);
+    refused("inbound: { port: 1\n", "1:10", &["correct the YAML"]);
 }
 
 #[test]

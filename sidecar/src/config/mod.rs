@@ -8,6 +8,7 @@ mod env;
 mod load;
 mod outline;
 mod problem;
+mod review;
 mod types;
 mod validate;
 

@@ -188,7 +188,7 @@ mod tests {
         cells.add_to(&mut sum);
         assert_eq!((sum.buckets[0], sum.buckets[1], sum.buckets[14], sum.buckets[15]), (1, 1, 1, 1));
         assert_eq!(sum.count(), 4);
-        assert!((sum.seconds() - 3660.002_000_001).abs() < 1e-9);
+        assert!((sum.seconds() - 3_660.002_000_001).abs() < 1e-9);
     }
 
     #[test]
