@@ -51,17 +51,18 @@ pub(crate) fn lifetime(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn init(dir: &Path, trust_domain: TrustDomain, names: Vec<ServerNameText>, force: bool) -> Outcome {
+    let mut out = io::stdout();
     let options = InitOptions { trust_domain, names, force };
     if let Some(aside) = make_ca(dir, options, OffsetDateTime::now_utc())? {
-        println!("moved the CA that was there to {}", aside.display());
+        writeln!(out, "moved the CA that was there to {}", aside.display())?;
     }
     let authority = Authority::open(dir)?;
     // Makes the schema, so that the first enrolment does not have to.
     Database::open(&authority.database_path())?;
-    println!("made a CA for {} in {}", authority.trust_domain(), dir.display());
-    println!("its server is known as {}", authority.server_names().join(", "));
-    println!("its intermediate expires at {}", rfc3339(authority.expires_at()));
-    println!("next: outrigger-ca serve --dir {}", dir.display());
+    writeln!(out, "made a CA for {} in {}", authority.trust_domain(), dir.display())?;
+    writeln!(out, "its server is known as {}", authority.server_names().join(", "))?;
+    writeln!(out, "its intermediate expires at {}", rfc3339(authority.expires_at()))?;
+    writeln!(out, "next: outrigger-ca serve --dir {}", dir.display())?;
     Ok(())
 }
 
@@ -90,12 +91,13 @@ pub(crate) fn issue(dir: &Path, id: &str, dns: &[String], ttl: Duration, out: &P
     write_public(&bundle_path, authority.bundle_pem())?;
     write_secret(&key_path, &key.serialize_pem())?;
     write_public(&cert_path, &format!("{}{}", certificate.pem, authority.intermediate_pem()))?;
-    println!(
+    writeln!(
+        io::stdout(),
         "issued {id} into {}, serial {}, until {}",
         out.display(),
         certificate.serial,
         rfc3339(certificate.not_after)
-    );
+    )?;
     Ok(())
 }
 

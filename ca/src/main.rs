@@ -2,7 +2,7 @@
 
 mod commands;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use outrigger_ca::{authority::ServerNameText, identity::TrustDomain};
@@ -135,6 +135,7 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("OUTRIGGER_CA_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     let result = match Cli::parse().command {

@@ -99,5 +99,4 @@ pub fn attest(
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

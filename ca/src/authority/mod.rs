@@ -336,5 +336,4 @@ pub fn rfc3339(at: OffsetDateTime) -> String {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -31,7 +31,7 @@ pub enum RequestError {
 }
 
 /// The public key of a request whose signature has been verified.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestedKey(SubjectPublicKeyInfo);
 
 impl RequestedKey {

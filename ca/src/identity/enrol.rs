@@ -15,6 +15,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tonic::metadata::{Ascii, MetadataValue};
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
+use super::alert::Remembering;
 pub use super::enrol_error::{EnrolCause, EnrolError};
 use super::enrol_error::{find_tls, status_cause, tls_cause};
 use crate::proto::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
@@ -111,15 +112,13 @@ async fn call(
     token: Option<MetadataValue<Ascii>>,
     host: &str,
 ) -> Result<Vec<String>, EnrolCause> {
-    let transport = |e: hyper::Error| match find_tls(&e) {
-        Some(tls) => tls_cause(tls, host),
-        None => EnrolCause::Lost(e.to_string()),
-    };
+    let (stream, tls_error) = Remembering::new(stream);
+    let explain = |other: EnrolCause| tls_error.get().map_or(other, |tls| tls_cause(tls, host));
     let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .handshake::<_, tonic::body::Body>(TokioIo::new(stream))
         .await
-        .map_err(transport)?;
+        .map_err(|e| explain(EnrolCause::Lost(e.to_string())))?;
     // The task ends with the connection, which ends when `sender` is dropped; the guard covers a time-out.
     let connection = AbortOnDrop(tokio::spawn(connection));
 
@@ -151,7 +150,7 @@ async fn call(
     drop(connection);
     match answer {
         Ok(response) => Ok(response.into_inner().cert_chain),
-        Err(status) => Err(status_cause(&status, host)),
+        Err(status) => Err(explain(status_cause(&status))),
     }
 }
 
@@ -264,4 +263,63 @@ fn check_response(chain: &[String], csr_pem: &str) -> Result<Enrolled, EnrolCaus
 fn push_pem(out: &mut String, pem: &str) {
     out.push_str(pem.trim_end());
     out.push('\n');
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::identity::csr::new_key_and_csr;
+
+    #[test]
+    fn the_host_that_is_checked_is_the_host_that_is_dialled() {
+        assert_eq!(host_of("ca.mesh:15012").unwrap(), "ca.mesh");
+        assert_eq!(host_of("10.0.0.1:1").unwrap(), "10.0.0.1");
+        assert_eq!(host_of("[fd00::1]:15012").unwrap(), "fd00::1");
+        for bad in ["ca.mesh", "ca.mesh:", "ca.mesh:0", "ca.mesh:99999", ":15012", "fd00::1:15012", "[fd00::1:15012"] {
+            assert!(host_of(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn an_answer_for_another_key_or_without_a_root_is_refused() {
+        let self_signed = |key: &rcgen::KeyPair| {
+            let mut params = rcgen::CertificateParams::default();
+            params.is_ca = rcgen::IsCa::NoCa;
+            params.self_signed(key).unwrap().pem()
+        };
+        let (key, csr) = new_key_and_csr(None).unwrap();
+        let mine = self_signed(&rcgen::KeyPair::from_pem(key.as_str()).unwrap());
+        let other = self_signed(&rcgen::KeyPair::generate().unwrap());
+        let check = |chain: &[&String]| {
+            let chain: Vec<String> = chain.iter().map(|s| (*s).clone()).collect();
+            check_response(&chain, csr.as_str())
+        };
+        let good = check(&[&mine, &other]).unwrap();
+        assert_eq!((good.chain_pem, good.roots_pem), (mine.clone(), other.clone()));
+        for (bad, words) in [
+            (vec![], "no certificate"),
+            (vec![&mine], "one certificate"),
+            (vec![&other, &other], "another key"),
+            (vec![&mine, &format!("{other}{other}")], "exactly one PEM"),
+            (vec![&mine, &"hello".to_owned()], "exactly one PEM"),
+        ] {
+            let error = check(&bad).unwrap_err().to_string();
+            assert!(error.contains(words), "{error} does not say {words:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_the_inputs_is_said_before_anything_is_sent() {
+        let (_, csr) = new_key_and_csr(None).unwrap();
+        let ask = |address: &'static str, bundle: &'static str, token: &str| {
+            let credential = Credential::Token(token.to_owned());
+            enrol(EnrolRequest { address, bundle_pem: bundle, credential, csr_pem: csr.as_str(), ttl: None })
+        };
+        let error = ask("ca.mesh", "", "t").await.unwrap_err();
+        assert!(matches!(error.cause, EnrolCause::Address(_)) && error.is_permanent(), "{error}");
+        let error = ask("ca.mesh:15012", "", "t").await.unwrap_err();
+        assert!(matches!(error.cause, EnrolCause::Bundle(_)) && error.is_permanent(), "{error}");
+        assert!(!format!("{:?}", Credential::Token("secret".into())).contains("secret"));
+    }
 }

@@ -164,13 +164,10 @@ fn alert_words(alert: AlertDescription) -> &'static str {
     }
 }
 
-/// The cause inside a gRPC status, or inside the transport below it.
-pub(super) fn status_cause(status: &tonic::Status, host: &str) -> EnrolCause {
+/// The cause inside a gRPC status: the CA's answer, or the end of the transport below it.
+pub(super) fn status_cause(status: &tonic::Status) -> EnrolCause {
     if let Some(source) = status.source() {
-        return match find_tls(source) {
-            Some(tls) => tls_cause(tls, host),
-            None => EnrolCause::Lost(innermost(source)),
-        };
+        return EnrolCause::Lost(innermost(source));
     }
     let (code, permanent) = code_words(status.code());
     let message = if status.message().is_empty() { "no reason given" } else { status.message() };

@@ -10,6 +10,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
@@ -37,6 +38,8 @@ pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
 /// What requests under way get to finish, at the age limit and at shutdown.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long a refused caller gets to read why.
+const LINGER: Duration = Duration::from_secs(1);
 const MAX_STREAMS: u32 = 16;
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// The longest message, in bytes: a CSR of [`crate::authority::MAX_CSR_LEN`] and some metadata.
@@ -138,9 +141,12 @@ impl Connection {
         let peer = self.peer;
         // Small answers, each complete at once.
         let _ = tcp.set_nodelay(true);
-        let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(tcp)).await {
+        let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(tcp).into_fallible()).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return tracing::info!(%peer, %error, "TLS handshake failed"),
+            Ok(Err((error, tcp))) => {
+                tracing::info!(%peer, %error, "TLS handshake failed");
+                return linger(tcp).await;
+            }
             Err(_) => return tracing::info!(%peer, "TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}"),
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -175,4 +181,17 @@ impl Connection {
             Err(_) => tracing::info!(%peer, "connection cut: it did not end within {DRAIN:?} of being told to"),
         }
     }
+}
+
+/// Lets the alert that says why reach the caller. A client sends its request right behind its certificate, and
+/// closing a socket with bytes unread resets the connection, which would take the alert along.
+async fn linger(mut tcp: TcpStream) {
+    let mut unread = [0; 4096];
+    let drain = async {
+        tcp.shutdown().await?;
+        while tcp.read(&mut unread).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whatever comes of it, the connection ends here.
+    let _ = timeout(LINGER, drain).await;
 }

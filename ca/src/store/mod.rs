@@ -9,7 +9,7 @@ mod tokens;
 
 use std::{path::Path, time::Duration};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use log::{CredentialKind, LogEntry, append, by_serial, for_each};
 pub use thread::{Store, StoreGone};
@@ -70,9 +70,11 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens the file, brings its schema up to date, and makes it durable.
+    /// Opens the file, which must exist (empty is enough), brings its schema up to date, and makes it durable.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut connection = Connection::open(path)?;
+        // Not created when missing: a CA that has lost its log must say so, not begin a new one in silence.
+        let mut connection =
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
@@ -130,5 +132,4 @@ fn time_from(seconds: i64) -> Result<time::OffsetDateTime, StoreError> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
