@@ -516,8 +516,9 @@ check_kill() {
     proof+=("started again, it answers again after $((SECONDS - began)) s")
 }
 
+# How many workers of the client's sidecar say that a replica is ejected.
 ejections_of() {
-    admin client /endpoints | jq "[.. | objects | select((.address? // \"\") | tostring | startswith(\"$(address "$1"):\")) | select(.ejected_for != null)] | length"
+    admin client /endpoints | jq "[.. | objects | select(.address? == \"$(address "$1"):8080\") | .ejected_by_workers | length] | add // 0"
 }
 
 check_ejection() {
@@ -528,7 +529,7 @@ check_ejection() {
     ejected=$(ejections_of orders-3) || wrong "no answer of /endpoints" || return
     load after 1 || wrong "the load generator failed" || return
     errors=$(sum learn '.by_status["500"] // 0')
-    proof+=("orders-3 answers 500: $errors of $(total learn) requests saw it, then it was ejected ($ejected workers of the sidecar say so in /endpoints)")
+    proof+=("orders-3 answers 500: $errors of $(total learn) requests saw it, then it was ejected (/endpoints: by $ejected of 2 workers)")
     proof+=("then $(total after) requests: $(sum after '.by_status["500"] // 0') answers 500, $(answers_of after orders-3) from orders-3")
     ((errors > 0)) || wrong "it never answered 500, so there was nothing to eject" || return
     ((ejected > 0)) || wrong "/endpoints does not say that it is ejected" || return
