@@ -142,8 +142,8 @@ find_namespaces() {
 outside() {
     local child init signal status=0
     install_missing
-    build
     find_namespaces
+    build
     # pdeathsig: even when this shell is killed with SIGKILL, the namespaces go with it. Ctrl-C and SIGTERM come here alone,
     # because a background job ignores SIGINT, and end it the same way.
     setpriv --pdeathsig KILL "${namespaces[@]}" bash "$self" --inside "$built" "$keep" </dev/null &
