@@ -257,6 +257,79 @@ fn without_ipv6_it_says_so_and_ipv4_works() {
     }
 }
 
+/// A VM that forwards for its containers goes on doing so, even for the ports of the workload.
+#[test]
+fn what_is_forwarded_for_others_goes_on_to_them() {
+    for tools in [Tools::nft(), Tools::iptables("xtables-nft-multi"), Tools::iptables("xtables-legacy-multi")] {
+        let Pair { pod, peer } = &Pair::new();
+        let beyond = Namespace::new();
+        let quick = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad";
+        beyond.sh(quick);
+        pod.sh(&format!(
+            "ip link add eth1 type veth peer name eth0 netns {}
+             ip addr add 10.77.2.2/24 dev eth1; ip -6 addr add fd77:2::2/64 dev eth1; ip link set eth1 up
+             echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+            beyond.path()
+        ));
+        beyond.sh("ip addr add 10.77.2.3/24 dev eth0; ip -6 addr add fd77:2::3/64 dev eth0; ip link set eth0 up
+             ip route add default via 10.77.2.2; ip -6 route add default via fd77:2::2");
+        peer.sh("ip route add 10.77.2.0/24 via 10.77.1.2; ip -6 route add fd77:2::/64 via fd77:1::2");
+        beyond.listen(ROOT, 8080, "direct");
+        tools.must(pod, "install");
+        assert_eq!(peer.dial(ROOT, None, "10.77.2.3", 8080).landed, "direct 8080 from 10.77.1.1");
+        assert_eq!(peer.dial(ROOT, None, "fd77:2::3", 8080).landed, "direct 8080 from fd77:1::1");
+        assert_eq!(peer.dial(ROOT, None, "10.77.1.2", 8080).landed, "inbound 10.77.1.2:8080 from 10.77.1.1");
+    }
+}
+
+/// An init container: read-only root, so no lock file; only NET_ADMIN and NET_RAW.
+#[test]
+fn a_read_only_root_and_two_capabilities_are_enough() {
+    for tools in [Tools::nft(), Tools::iptables("xtables-nft-multi"), Tools::iptables("xtables-legacy-multi")] {
+        let pod = Namespace::new();
+        let program = env!("CARGO_BIN_EXE_outrigger-iptables");
+        let output = pod.sh(&format!(
+            "PATH={}; unshare -m sh -ec 'mount -t tmpfs -o ro none /run
+             exec setpriv --bounding-set=-all,+net_admin,+net_raw --inh-caps=-all,+net_admin,+net_raw \
+                {program} install --backend {} 2>&1'",
+            tools.path(),
+            tools.backend
+        ));
+        assert!(output.contains("install: done"), "{output}");
+        assert!(state(&pod).to_lowercase().contains("outrigger") && state(&pod).contains("::6/128"));
+    }
+}
+
+/// Both locks: ours on the namespace, and the one that every legacy iptables on the machine shares.
+#[test]
+fn a_lock_that_is_held_for_too_long_is_named() {
+    let (pod, tools) = (&Namespace::new(), &Tools::iptables("xtables-legacy-multi"));
+    let other = &Namespace::new();
+    let before = (state(pod), state(other));
+    // A lock file of this test's own: the machine's is shared with the tests beside.
+    let file = tools.folder.path().join("xtables.lock");
+    tools.replace(
+        "iptables-restore",
+        &format!("XTABLES_LOCKFILE={} exec /usr/sbin/iptables-legacy-restore \"$@\"", file.display()),
+    );
+    let held = |path: &str| {
+        let file = std::fs::OpenOptions::new().read(true).open(path).unwrap();
+        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap()
+    };
+    std::fs::write(&file, "").unwrap();
+    let _locks = (held(&pod.path()), held(file.to_str().unwrap()));
+    thread::scope(|scope| {
+        for (namespace, words) in [(pod, "another outrigger-iptables"), (other, "xtables lock")] {
+            scope.spawn(move || {
+                let output = tools.outrigger(namespace, "install --backend iptables");
+                assert_eq!(output.status.code(), Some(8), "{}", said(&output));
+                assert!(said(&output).contains(words), "{}", said(&output));
+            });
+        }
+    });
+    assert_eq!((state(pod), state(other)), before);
+}
+
 #[test]
 fn another_namespace_is_entered_and_this_one_left_alone() {
     let (here, there, tools) = (Namespace::new(), Namespace::new(), Tools::nft());
