@@ -8,9 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_ca::identity::{
-    csr::new_key_and_csr,
-    enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled, enrol},
+use outrigger_ca::{
+    attest::create_token,
+    authority::Authority,
+    identity::{
+        csr::new_key_and_csr,
+        enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled, enrol},
+    },
+    store::Database,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use x509_parser::prelude::{FromDer, Pem, X509Certificate};
@@ -79,6 +84,21 @@ impl Ca {
         let token = ok(&["token", "create", "--dir", &self.path("ca"), "--id", id, "--dns", "orders.mesh"]);
         assert_eq!(token.lines().count(), 1, "the token stands alone on stdout");
         token.trim().to_owned()
+    }
+
+    fn database(&self) -> Database {
+        Database::open(&self.dir.path().join("ca/ca.db")).unwrap()
+    }
+
+    /// Many tokens without a process for each.
+    fn tokens(&self, count: usize) -> Vec<String> {
+        let authority = Authority::open(&self.dir.path().join("ca")).unwrap();
+        let mut database = self.database();
+        let subject = authority.subject(ID, &[]).unwrap();
+        let now = time::OffsetDateTime::now_utc();
+        let mut one =
+            || create_token(&mut database, &subject, Duration::from_secs(600), now).unwrap().as_str().to_owned();
+        (0..count).map(|_| one()).collect()
     }
 
     fn log(&self) -> Vec<serde_json::Value> {
@@ -289,10 +309,11 @@ async fn both_sides_refuse_strangers_with_the_right_words() {
 
 #[tokio::test]
 async fn a_kill_under_load_leaves_no_certificate_without_its_record() {
+    const CALLERS: usize = 40;
     let ca = Ca::new();
     let bundle = ca.bundle();
-    for round in 0..3u64 {
-        let tokens: Vec<_> = (0..24).map(|i| ca.token(&format!("spiffe://mesh.example/r{round}/w{i}"))).collect();
+    for kill_after in [0, 1, 5, 17] {
+        let tokens = ca.tokens(CALLERS);
         let mut server = ca.serve();
         let mut callers = tokio::task::JoinSet::new();
         for token in tokens {
@@ -304,18 +325,33 @@ async fn a_kill_under_load_leaves_no_certificate_without_its_record() {
                 enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None }).await
             });
         }
-        // Later each round, so that some rounds cut early and some late.
-        tokio::time::sleep(Duration::from_millis(15 * (round + 1))).await;
+        // At the moment when so many have their certificate, the others are anywhere on their way.
+        let mut received = Vec::new();
+        while received.len() < kill_after {
+            received.push(callers.join_next().await.unwrap().unwrap().unwrap());
+        }
         server.child.kill().unwrap();
         server.child.wait().unwrap();
-        let received: Vec<_> = callers.join_all().await.into_iter().filter_map(Result::ok).collect();
+        received.extend(callers.join_all().await.into_iter().filter_map(Result::ok));
+        assert!(received.len() < CALLERS, "the kill came too late to prove anything");
+
         let log = ca.log();
         for enrolled in &received {
             let pem = leaf(&enrolled.chain_pem);
             let serial: String = pem.parse_x509().unwrap().raw_serial().iter().map(|b| format!("{b:02x}")).collect();
             assert!(log.iter().any(|e| e["serial"] == serial), "serial {serial} is in the world and not in the log");
         }
-        println!("round {round}: {} of 24 had their certificate before the kill", received.len());
+        let recorded = log.iter().filter(|e| e["credential"] == "token").count() as i64;
+        let spent: i64 = ca
+            .database()
+            .connection()
+            .query_row("SELECT count(*) FROM token WHERE used_at IS NOT NULL", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(spent, recorded, "a token is spent exactly when its certificate is recorded");
+        println!(
+            "killed after {kill_after}: {} of {CALLERS} have a certificate, {recorded} recorded so far",
+            received.len()
+        );
     }
 }
 

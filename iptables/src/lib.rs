@@ -80,6 +80,8 @@ pub fn install(options: &Options, choice: Choice) -> Result<Report, Error> {
 }
 
 /// Removes the redirection from the current network namespace, whoever installed it. Harmless when there is none.
+/// Connections that are redirected at that moment end with it, unless NAT rules of somebody else keep the kernel
+/// translating; those that never were redirected live on.
 ///
 /// # Errors
 /// When a tool refuses, or none is there.

@@ -26,7 +26,7 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Remove every trace of it, whichever backend holds it
+    /// Remove every trace of it, whichever backend holds it; connections that are redirected at that moment end
     Remove {
         #[command(flatten)]
         place: Place,
