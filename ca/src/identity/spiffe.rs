@@ -165,9 +165,25 @@ mod tests {
     #[test]
     fn what_could_be_mistaken_for_another_id_is_refused() {
         for bad in [
-            "", "http://a/b", "spiffe://", "spiffe:///x", "spiffe://a", "spiffe://a/", "spiffe://a//b", "spiffe://a/./b",
-            "spiffe://a/../b", "spiffe://a/b/", "spiffe://A/b", "spiffe://a:80/b", "spiffe://u@a/b", "spiffe://a/b?c",
-            "spiffe://a/b#c", "spiffe://a/%62", "SPIFFE://a/b", "spiffe://a/b\0", "spiffe://ä/b",
+            "",
+            "http://a/b",
+            "spiffe://",
+            "spiffe:///x",
+            "spiffe://a",
+            "spiffe://a/",
+            "spiffe://a//b",
+            "spiffe://a/./b",
+            "spiffe://a/../b",
+            "spiffe://a/b/",
+            "spiffe://A/b",
+            "spiffe://a:80/b",
+            "spiffe://u@a/b",
+            "spiffe://a/b?c",
+            "spiffe://a/b#c",
+            "spiffe://a/%62",
+            "SPIFFE://a/b",
+            "spiffe://a/b\0",
+            "spiffe://ä/b",
         ] {
             assert!(SpiffeId::parse(bad).is_err(), "{bad:?} was accepted");
         }

@@ -4,7 +4,13 @@
 //! Names follow Gateway API for timeouts and retries, Envoy for `outlier_detection` and `circuit_breakers`, SPIFFE
 //! for identity. Every value that reached one of these types is right, so the rooms that use them check nothing.
 
+mod env;
+mod load;
+mod outline;
+mod problem;
+mod review;
 mod types;
+mod validate;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -14,8 +20,11 @@ use std::{
 };
 
 use outrigger_ca::identity::{SpiffeId, TrustDomain};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+pub use env::variables;
+pub use load::load;
+pub use problem::ConfigError;
 pub use types::{CaAddress, Host, HumanDuration, IdPattern, Percent};
 
 /// The whole configuration.
@@ -26,21 +35,34 @@ pub struct Config {
     /// process may use, at most 8. Limits given per service are divided among the workers.
     pub workers: Option<NonZeroU32>,
     /// Who this workload is and whom it trusts.
+    #[serde(deserialize_with = "null_is_default")]
     pub identity: IdentityConfig,
     /// Connections from peers to the workload.
+    #[serde(deserialize_with = "null_is_default")]
     pub inbound: InboundConfig,
     /// Connections from the workload to others.
+    #[serde(deserialize_with = "null_is_default")]
     pub outbound: OutboundConfig,
     /// How names are resolved.
+    #[serde(deserialize_with = "null_is_default")]
     pub dns: DnsConfig,
     /// Services that need more than the defaults. Hosts under `outbound.mesh_domains` need no entry here.
+    #[serde(deserialize_with = "null_is_default")]
     pub services: Vec<ServiceConfig>,
     /// Health, metrics and the operator's view.
+    #[serde(deserialize_with = "null_is_default")]
     pub admin: AdminConfig,
     /// What happens between SIGTERM and the end.
+    #[serde(deserialize_with = "null_is_default")]
     pub drain: DrainConfig,
     /// Log filter in `tracing-subscriber`'s `EnvFilter` syntax. Default `info`.
+    #[serde(deserialize_with = "null_is_default")]
     pub log: LogConfig,
+}
+
+/// A section whose content is all commented out is null to YAML, and means its defaults to people.
+fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(d: D) -> Result<T, D::Error> {
+    Option::deserialize(d).map(Option::unwrap_or_default)
 }
 
 /// Logging.

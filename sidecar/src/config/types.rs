@@ -115,9 +115,9 @@ impl fmt::Display for HumanDuration {
         let ms = self.0.as_millis();
         match ms {
             0 => f.write_str("0s"),
-            _ if ms % 3_600_000 == 0 => write!(f, "{}h", ms / 3_600_000),
-            _ if ms % 60_000 == 0 => write!(f, "{}m", ms / 60_000),
-            _ if ms % 1_000 == 0 => write!(f, "{}s", ms / 1_000),
+            _ if ms.is_multiple_of(3_600_000) => write!(f, "{}h", ms / 3_600_000),
+            _ if ms.is_multiple_of(60_000) => write!(f, "{}m", ms / 60_000),
+            _ if ms.is_multiple_of(1_000) => write!(f, "{}s", ms / 1_000),
             _ => write!(f, "{ms}ms"),
         }
     }
@@ -224,7 +224,10 @@ impl FromStr for CaAddress {
             Some(rest) => {
                 let (host, after) = rest.split_once(']').ok_or_else(bad)?;
                 host.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
-                (host, after.strip_prefix(':').map(str::to_owned).or_else(|| after.is_empty().then(|| "15012".to_owned())))
+                (
+                    host,
+                    after.strip_prefix(':').map(str::to_owned).or_else(|| after.is_empty().then(|| "15012".to_owned())),
+                )
             }
             None => match s.rsplit_once(':') {
                 Some((host, port)) => (host, Some(port.to_owned())),
@@ -241,7 +244,11 @@ impl FromStr for CaAddress {
 
 impl fmt::Display for CaAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -264,3 +271,86 @@ as_text!(Host, Host::parse);
 as_text!(HumanDuration, HumanDuration::from_str);
 as_text!(IdPattern, IdPattern::from_str);
 as_text!(CaAddress, CaAddress::from_str);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_lower_case_without_their_final_dot() {
+        assert_eq!(Host::parse("Orders.MESH.").unwrap().as_str(), "orders.mesh");
+        assert_eq!(Host::parse("_http._tcp.orders.mesh").unwrap().as_str(), "_http._tcp.orders.mesh");
+        for bad in ["", ".", "a..b", ".a", "a b", "a/b", "ü.mesh", "*.mesh", &"a".repeat(64), &"a.".repeat(127)] {
+            assert_eq!(Host::parse(bad).is_ok(), bad == "a.".repeat(127), "{bad}");
+        }
+        assert!(Host::parse(&"a.".repeat(128)).is_err());
+    }
+
+    #[test]
+    fn a_host_is_under_a_suffix_at_a_label_only() {
+        let (mesh, host) = (Host::parse("mesh").unwrap(), |s: &str| Host::parse(s).unwrap());
+        assert!(host("orders.mesh").is_under(&mesh) && host("mesh").is_under(&mesh));
+        assert!(!host("smesh").is_under(&mesh) && !host("mesh.evil").is_under(&mesh));
+    }
+
+    #[test]
+    fn durations_print_as_they_are_read() {
+        for (text, ms) in
+            [("250ms", 250), ("3s", 3_000), ("90s", 90_000), ("24h", 86_400_000), ("0s", 0), ("5m", 300_000)]
+        {
+            let d: HumanDuration = text.parse().unwrap();
+            assert_eq!(d.get(), Duration::from_millis(ms), "{text}");
+            assert_eq!(d.to_string().parse::<HumanDuration>().unwrap(), d, "{text}");
+        }
+        assert_eq!("1m30s".parse::<HumanDuration>().unwrap().to_string(), "90s");
+        assert_eq!("1d".parse::<HumanDuration>().unwrap().to_string(), "24h");
+        for bad in
+            ["", "5", "s", "1.5s", "-1s", "5 s", "1y", "18446744073709551616ms", "4000d", "١s", "99999999999999999h"]
+        {
+            assert!(bad.parse::<HumanDuration>().is_err(), "{bad}");
+        }
+        assert_eq!("0s".parse::<HumanDuration>().unwrap().enabled(), None);
+    }
+
+    #[test]
+    fn id_patterns_end_at_a_segment() {
+        let id = |s: &str| SpiffeId::parse(s).unwrap();
+        let shop: IdPattern = "spiffe://t/ns/shop/*".parse().unwrap();
+        assert!(shop.matches(&id("spiffe://t/ns/shop/sa/a")));
+        assert!(!shop.matches(&id("spiffe://t/ns/shopper/a")) && !shop.matches(&id("spiffe://u/ns/shop/a")));
+        let all: IdPattern = "spiffe://t/*".parse().unwrap();
+        assert!(all.matches(&id("spiffe://t/a")) && !all.matches(&id("spiffe://tt/a")));
+        let one: IdPattern = "spiffe://t/a".parse().unwrap();
+        assert!(one.matches(&id("spiffe://t/a")) && !one.matches(&id("spiffe://t/a/b")));
+        for bad in ["*", "spiffe://*", "spiffe://t/a*", "spiffe://t/*/b", "spiffe://t/../*", "t/a", "spiffe://t"] {
+            assert!(bad.parse::<IdPattern>().is_err(), "{bad}");
+        }
+        assert_eq!(shop.to_string(), "spiffe://t/ns/shop/*");
+    }
+
+    #[test]
+    fn a_ca_address_has_a_default_port() {
+        for (text, host, port) in [
+            ("ca.mesh", "ca.mesh", 15012),
+            ("ca.mesh:1", "ca.mesh", 1),
+            ("10.0.0.1:99", "10.0.0.1", 99),
+            ("[::1]", "::1", 15012),
+            ("[fd00::1]:7", "fd00::1", 7),
+        ] {
+            let ca: CaAddress = text.parse().unwrap();
+            assert_eq!((ca.host.as_str(), ca.port), (host, port), "{text}");
+            assert_eq!(ca.to_string().parse::<CaAddress>().unwrap(), ca, "{text}");
+        }
+        for bad in ["", ":1", "ca:0", "ca:x", "ca:70000", "::1", "[::1", "[ca]:1", "[::1]x", "a b:1", "https://ca:1"] {
+            assert!(bad.parse::<CaAddress>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_percentage_is_bounded() {
+        assert_eq!(serde_json::from_str::<Percent>("100").unwrap().get(), 100);
+        assert!((serde_json::from_str::<Percent>("20").unwrap().fraction() - 0.2).abs() < 1e-9);
+        assert!(serde_json::from_str::<Percent>("101").is_err() && serde_json::from_str::<Percent>("-1").is_err());
+    }
+}

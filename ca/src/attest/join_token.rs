@@ -1,0 +1,85 @@
+//! Join tokens: 256 random bits that stand for one SPIFFE id and its DNS names, once, until they expire.
+
+use std::{fmt, time::Duration};
+
+use rusqlite::Transaction;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+use super::{Attested, Refusal};
+use crate::{
+    authority::{AuthorityError, Subject, hex, random_bytes, rfc3339},
+    store::{CredentialKind, Database, StoreError, TokenRow, insert_token, spend_token, token_by_hash},
+};
+
+/// Lets secret scanners and people recognise one.
+const PREFIX: &str = "ojt_";
+
+/// A token's text. It exists here, on the operator's screen and at the workload, and nowhere on the CA's disk.
+pub struct JoinToken(String);
+
+impl JoinToken {
+    /// The text to hand to the workload.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// SHA-256 of a token. The token has 256 random bits, so a slow hash would add nothing, and looking the hash up
+/// in an index tells nothing about the token by its timing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// Hashes a token's text.
+    pub fn of(token: &str) -> Self {
+        Self(Sha256::digest(token.trim().as_bytes()).into())
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0[..4]))
+    }
+}
+
+/// A token could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// No random bytes.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// Not recorded.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Makes a token for `subject` that is good for `ttl`, and records it.
+pub fn create(
+    database: &mut Database,
+    subject: &Subject,
+    ttl: Duration,
+    now: OffsetDateTime,
+) -> Result<JoinToken, CreateError> {
+    let token = JoinToken(format!("{PREFIX}{}", hex(&random_bytes::<32>()?)));
+    let row = TokenRow {
+        id: subject.id.to_string(),
+        dns_names: subject.dns_names.clone(),
+        expires_at: now + ttl,
+        used_at: None,
+    };
+    database.transaction(|tx| insert_token(tx, &TokenHash::of(token.as_str()).0, &row, now))?;
+    Ok(token)
+}
+
+pub(super) fn spend(tx: &Transaction<'_>, hash: &TokenHash, now: OffsetDateTime) -> Result<Attested, Refusal> {
+    let row = token_by_hash(tx, &hash.0)?.ok_or(Refusal::UnknownToken)?;
+    if !spend_token(tx, &hash.0, now)? {
+        return Err(match row.used_at {
+            Some(at) => Refusal::TokenUsed(rfc3339(at)),
+            None => Refusal::TokenExpired(rfc3339(row.expires_at)),
+        });
+    }
+    let subject = Subject::parse(&row.id, &row.dns_names)?;
+    Ok(Attested { subject, kind: CredentialKind::Token, reference: hex(&hash.0) })
+}

@@ -1,0 +1,339 @@
+//! The keys of one trust domain, and the only code that signs with them.
+//!
+//! A directory holds a root (kept for a later offline life) and an intermediate that signs everything. What a
+//! certificate looks like is in [`profile`]; how the directory comes to be is in [`ceremony`].
+
+mod ceremony;
+mod files;
+mod profile;
+mod request;
+mod subject;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rcgen::{Issuer, KeyPair, PublicKeyData};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub use ceremony::{INTERMEDIATE_LIFETIME, InitOptions, ROOT_LIFETIME, init};
+pub use files::{OutputError, write_public, write_secret};
+pub use profile::random_bytes;
+pub use request::{MAX_CSR_LEN, RequestError, RequestedKey};
+pub use subject::{MAX_DNS_NAMES, ServerNameText, Subject, SubjectError};
+
+use crate::identity::TrustDomain;
+
+/// Lifetime of a workload's certificate when the caller names none. Istio, Linkerd and step-ca use 24 h too.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// The longest lifetime that a workload's certificate gets.
+pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How far `notBefore` lies in the past, for clocks that disagree.
+pub const BACKDATE: Duration = Duration::from_secs(60);
+
+pub(crate) const ROOT_CERT: &str = "root.pem";
+pub(crate) const ROOT_KEY: &str = "root-key.pem";
+pub(crate) const INTERMEDIATE_CERT: &str = "intermediate.pem";
+pub(crate) const INTERMEDIATE_KEY: &str = "intermediate-key.pem";
+pub(crate) const SETTINGS: &str = "ca.json";
+pub(crate) const DATABASE: &str = "ca.db";
+
+/// Why the authority cannot be made, opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// No CA in the directory.
+    #[error("there is no CA in {dir}; make one with \"outrigger-ca init --dir {dir} --trust-domain <name>\"")]
+    Missing {
+        /// The directory that was looked into.
+        dir: String,
+    },
+    /// A CA is there already.
+    #[error(
+        "{dir} already holds a CA ({file}); choose another --dir, or replace it with --force (the old files are kept beside it)"
+    )]
+    Exists {
+        /// The directory.
+        dir: String,
+        /// The file that shows it.
+        file: &'static str,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}: {source}; check that it exists and that this user may do so")]
+    File {
+        /// `read`, `write`, `create` …
+        action: &'static str,
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is there but its content is not what `init` wrote.
+    #[error("{path} is damaged: {why}; restore it from a backup")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The intermediate's life is over.
+    #[error(
+        "the intermediate certificate expired at {at}, so nothing can be signed any more; make a new CA with \"outrigger-ca init --force\" and hand out its bundle"
+    )]
+    IssuerExpired {
+        /// Its `notAfter`.
+        at: String,
+    },
+    /// The wished lifetime cannot be given.
+    #[error("a lifetime of {wished} is not possible; choose one from 1s to {max}")]
+    Lifetime {
+        /// What was asked for.
+        wished: String,
+        /// The upper limit.
+        max: String,
+    },
+    /// An id outside this trust domain, or a name that is not the workload's to have.
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    /// The crypto library failed.
+    #[error("signing failed: {0}; this is a defect, please report it")]
+    Signing(#[from] rcgen::Error),
+    /// The system gave no random bytes.
+    #[error("the system gave no random bytes; check that getrandom(2) works here")]
+    Random,
+}
+
+/// What `init` wrote beside the keys.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) trust_domain: TrustDomain,
+    /// DNS names and IP addresses of the enrolment server.
+    pub(crate) names: Vec<String>,
+}
+
+/// A certificate that has been signed. It must not leave the process before its record is durable.
+#[derive(Debug, Clone)]
+pub struct SignedCertificate {
+    /// Serial number, lower-case hex without separators, 40 digits.
+    pub serial: String,
+    /// First second of validity.
+    pub not_before: OffsetDateTime,
+    /// Last second of validity.
+    pub not_after: OffsetDateTime,
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// The same as PEM.
+    pub pem: String,
+}
+
+/// An opened CA: ready to sign until its intermediate expires.
+pub struct Authority {
+    dir: PathBuf,
+    settings: Settings,
+    root: CertificateFile,
+    intermediate: CertificateFile,
+    issuer: Issuer<'static, KeyPair>,
+    issuer_not_before: OffsetDateTime,
+    issuer_not_after: OffsetDateTime,
+}
+
+impl Authority {
+    /// Reads a directory made by [`init`]. The root's key is not read: nothing here needs it.
+    pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
+        let settings_path = dir.join(SETTINGS);
+        let text = match std::fs::read(&settings_path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(AuthorityError::Missing { dir: dir.display().to_string() });
+            }
+            Err(source) => return Err(files::error("read", &settings_path, source)),
+        };
+        let settings: Settings =
+            serde_json::from_slice(&text).map_err(|e| files::damaged(&settings_path, e.to_string()))?;
+
+        let root = read_certificate(&dir.join(ROOT_CERT))?;
+        let path = dir.join(INTERMEDIATE_CERT);
+        let intermediate = read_certificate(&path)?;
+        let (_, parsed) =
+            X509Certificate::from_der(&intermediate.der).map_err(|e| files::damaged(&path, e.to_string()))?;
+        let issuer_not_before = parsed.validity().not_before.to_datetime();
+        let issuer_not_after = parsed.validity().not_after.to_datetime();
+
+        let key_path = dir.join(INTERMEDIATE_KEY);
+        files::warn_if_shared(&key_path);
+        let pem = std::fs::read_to_string(&key_path).map_err(|e| files::error("read", &key_path, e))?;
+        let key = KeyPair::from_pem(&pem).map_err(|e| files::damaged(&key_path, e.to_string()))?;
+        if key.subject_public_key_info() != parsed.public_key().raw {
+            return Err(files::damaged(&key_path, format!("it is not the key of {}", path.display())));
+        }
+        let issuer = Issuer::from_ca_cert_der(&intermediate.der, key)?;
+        Ok(Self { dir: dir.into(), settings, root, intermediate, issuer, issuer_not_before, issuer_not_after })
+    }
+
+    /// The trust domain that this CA speaks for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.settings.trust_domain
+    }
+
+    /// DNS names and IP addresses of the enrolment server.
+    pub fn server_names(&self) -> &[String] {
+        &self.settings.names
+    }
+
+    /// Adds names for the enrolment server, for this process only.
+    pub fn add_server_names(&mut self, names: impl IntoIterator<Item = ServerNameText>) {
+        for name in names {
+            if !self.settings.names.iter().any(|n| n == name.as_str()) {
+                self.settings.names.push(name.into());
+            }
+        }
+    }
+
+    /// Where the issuance log is.
+    pub fn database_path(&self) -> PathBuf {
+        self.dir.join(DATABASE)
+    }
+
+    /// The root, which is what verifiers trust.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root.der
+    }
+
+    /// The intermediate, which travels with every leaf.
+    pub fn intermediate(&self) -> &CertificateDer<'static> {
+        &self.intermediate.der
+    }
+
+    /// The intermediate as PEM.
+    pub fn intermediate_pem(&self) -> &str {
+        &self.intermediate.pem
+    }
+
+    /// The trust bundle as PEM.
+    pub fn bundle_pem(&self) -> &str {
+        &self.root.pem
+    }
+
+    /// The last second at which this CA can sign.
+    pub fn expires_at(&self) -> OffsetDateTime {
+        self.issuer_not_after
+    }
+
+    /// The share of the intermediate's lifetime that is left at `now`, 0.0 to 1.0.
+    pub fn lifetime_left(&self, now: OffsetDateTime) -> f64 {
+        let whole = (self.issuer_not_after - self.issuer_not_before).as_seconds_f64();
+        ((self.issuer_not_after - now).as_seconds_f64() / whole).clamp(0.0, 1.0)
+    }
+
+    /// Parses a workload's id and DNS names and checks that this CA may put them into a certificate.
+    pub fn subject(&self, id: &str, dns_names: &[String]) -> Result<Subject, AuthorityError> {
+        let subject = Subject::parse(id, dns_names)?;
+        self.check(&subject)?;
+        Ok(subject)
+    }
+
+    /// Signs a workload's certificate. The lifetime is the shortest of `ttl`, [`MAX_TTL`] and what is left of
+    /// the issuer's own.
+    pub fn sign_workload(
+        &self,
+        subject: &Subject,
+        key: &RequestedKey,
+        ttl: Duration,
+        now: OffsetDateTime,
+    ) -> Result<SignedCertificate, AuthorityError> {
+        // Checked again here because a name may have become the CA's own since the token was made.
+        self.check(subject)?;
+        let window = self.window(ttl, now)?;
+        let params = profile::workload(subject, key.as_rcgen(), &window)?;
+        self.sign(params, key.as_rcgen(), window)
+    }
+
+    /// Signs the certificate with which the enrolment server shows itself. It has no SPIFFE id, so it is
+    /// worth nothing inside the mesh.
+    pub fn sign_server(
+        &self,
+        key: &KeyPair,
+        ttl: Duration,
+        now: OffsetDateTime,
+    ) -> Result<SignedCertificate, AuthorityError> {
+        let window = self.window(ttl, now)?;
+        let params = profile::server(&self.settings.names, key, &window)?;
+        self.sign(params, key, window)
+    }
+
+    fn check(&self, subject: &Subject) -> Result<(), AuthorityError> {
+        if !subject.id.is_member_of(&self.settings.trust_domain) {
+            return Err(SubjectError::OtherTrustDomain {
+                id: subject.id.to_string(),
+                trust_domain: self.settings.trust_domain.to_string(),
+            }
+            .into());
+        }
+        // Whoever holds the CA's own name could stand between the CA and those who enrol.
+        match subject.dns_names.iter().find(|n| self.settings.names.contains(n)) {
+            Some(name) => Err(SubjectError::ReservedName(name.clone()).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn window(&self, ttl: Duration, now: OffsetDateTime) -> Result<profile::Window, AuthorityError> {
+        if ttl < Duration::from_secs(1) {
+            let max = format!("{}d", MAX_TTL.as_secs() / 86_400);
+            return Err(AuthorityError::Lifetime { wished: format!("{ttl:?}"), max });
+        }
+        if now >= self.issuer_not_after {
+            return Err(AuthorityError::IssuerExpired { at: rfc3339(self.issuer_not_after) });
+        }
+        let window = profile::Window::new(now, ttl.min(MAX_TTL))?;
+        Ok(profile::Window { not_after: window.not_after.min(self.issuer_not_after), ..window })
+    }
+
+    fn sign(
+        &self,
+        params: rcgen::CertificateParams,
+        key: &impl PublicKeyData,
+        window: profile::Window,
+    ) -> Result<SignedCertificate, AuthorityError> {
+        let certificate = params.signed_by(key, &self.issuer)?;
+        Ok(SignedCertificate {
+            serial: hex(&window.serial),
+            not_before: window.not_before,
+            not_after: window.not_after,
+            der: certificate.der().clone(),
+            pem: certificate.pem(),
+        })
+    }
+}
+
+/// A certificate and the text that it was read from.
+struct CertificateFile {
+    der: CertificateDer<'static>,
+    pem: String,
+}
+
+fn read_certificate(path: &Path) -> Result<CertificateFile, AuthorityError> {
+    let pem = std::fs::read_to_string(path).map_err(|e| files::error("read", path, e))?;
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| files::damaged(path, e.to_string()))?;
+    Ok(CertificateFile { der, pem })
+}
+
+/// Lower-case hex without separators.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, b| {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{b:02x}");
+        out
+    })
+}
+
+/// A time as `2026-11-23T08:00:00Z`.
+pub fn rfc3339(at: OffsetDateTime) -> String {
+    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_| at.unix_timestamp().to_string())
+}
+
+#[cfg(test)]
+mod tests;

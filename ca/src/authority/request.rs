@@ -1,0 +1,73 @@
+//! A certificate request, of which only the public key is believed.
+//!
+//! A request also carries wishes: names, CA flags, usages, a lifetime. They come from the caller and are not read;
+//! who the certificate is for comes from what the caller has proved.
+
+use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
+use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
+use x509_parser::{
+    oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ED25519},
+    prelude::{FromDer, X509CertificationRequest},
+};
+
+/// The longest request, in bytes of PEM. A P-384 request with many names is under 4 KiB.
+pub const MAX_CSR_LEN: usize = 16 * 1024;
+
+/// Why a request is not accepted.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Longer than [`MAX_CSR_LEN`].
+    #[error("the certificate request is {0} bytes long; the limit is {MAX_CSR_LEN}")]
+    TooLong(usize),
+    /// Not PEM, not PKCS#10, or followed by something else.
+    #[error("the certificate request cannot be read: {0}; send one PKCS#10 request as PEM")]
+    Unreadable(String),
+    /// The caller does not hold the private key.
+    #[error("the certificate request's signature is not by its own key; make it anew with the key that it names")]
+    Signature,
+    /// A kind of key that is not on the list.
+    #[error("the certificate request's key is not ECDSA P-256, ECDSA P-384 or Ed25519; make one of these")]
+    KeyKind,
+}
+
+/// The public key of a request whose signature has been verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestedKey(SubjectPublicKeyInfo);
+
+impl RequestedKey {
+    /// Takes the key out of a PEM request after verifying that the sender holds its private half.
+    pub fn from_csr_pem(pem: &str) -> Result<Self, RequestError> {
+        if pem.len() > MAX_CSR_LEN {
+            return Err(RequestError::TooLong(pem.len()));
+        }
+        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
+            .map_err(|e| RequestError::Unreadable(e.to_string()))?;
+        let (rest, csr) =
+            X509CertificationRequest::from_der(&der).map_err(|e| RequestError::Unreadable(e.to_string()))?;
+        if !rest.is_empty() {
+            return Err(RequestError::Unreadable("something follows it".into()));
+        }
+        let spki = &csr.certification_request_info.subject_pki;
+        let algorithm = &spki.algorithm;
+        let allowed = if algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
+            let curve = algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok());
+            curve.is_some_and(|c| c == OID_EC_P256 || c == OID_NIST_EC_P384)
+        } else {
+            algorithm.algorithm == OID_SIG_ED25519
+        };
+        if !allowed {
+            return Err(RequestError::KeyKind);
+        }
+        csr.verify_signature().map_err(|_| RequestError::Signature)?;
+        SubjectPublicKeyInfo::from_der(spki.raw).map(Self).map_err(|_| RequestError::KeyKind)
+    }
+
+    /// The public half of a key that this process has just made.
+    pub fn of(key: &rcgen::KeyPair) -> Result<Self, RequestError> {
+        SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map(Self).map_err(|_| RequestError::KeyKind)
+    }
+
+    pub(super) fn as_rcgen(&self) -> &SubjectPublicKeyInfo {
+        &self.0
+    }
+}

@@ -1,0 +1,132 @@
+//! The one way in which a certificate comes to be: proof, signature, record, all in one transaction. A certificate
+//! is returned from here after its record is on the disk, and a credential that is spent once is spent in the same
+//! stroke; a crash at any moment leaves both or neither.
+
+use std::time::Duration;
+
+use rcgen::KeyPair;
+use time::OffsetDateTime;
+
+use crate::{
+    attest::{Evidence, Refusal, attest},
+    authority::{Authority, AuthorityError, RequestedKey, SignedCertificate, Subject},
+    identity::SpiffeId,
+    store::{CredentialKind, Database, LogEntry, StoreError, append},
+};
+
+/// A certificate whose record is durable.
+#[derive(Debug)]
+pub struct Issued {
+    /// The certificate.
+    pub certificate: SignedCertificate,
+    /// Whose it is.
+    pub id: Option<SpiffeId>,
+    /// By what right.
+    pub credential: CredentialKind,
+}
+
+/// Why no certificate was issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The caller is not believed.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// The CA cannot sign this.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The record could not be made durable.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<Refusal> for IssueError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Store(e) => Self::Store(e),
+            other => Self::Refused(other),
+        }
+    }
+}
+
+/// For a caller over the network: evidence first.
+pub fn on_evidence(
+    database: &mut Database,
+    authority: &Authority,
+    evidence: &Evidence,
+    key: &RequestedKey,
+    ttl: Duration,
+    now: OffsetDateTime,
+) -> Result<Issued, IssueError> {
+    database.transaction(|tx| {
+        let attested = attest(tx, authority, evidence, now)?;
+        let certificate = authority.sign_workload(&attested.subject, key, ttl, now)?;
+        let owner = Owner::from(attested.subject);
+        record(tx, certificate, owner, attested.kind, Some(attested.reference), now)
+    })
+}
+
+/// For an operator, who can read the CA's key and therefore needs no other proof.
+pub fn for_operator(
+    database: &mut Database,
+    authority: &Authority,
+    subject: Subject,
+    key: &RequestedKey,
+    ttl: Duration,
+    now: OffsetDateTime,
+) -> Result<Issued, IssueError> {
+    database.transaction(|tx| {
+        let certificate = authority.sign_workload(&subject, key, ttl, now)?;
+        record(tx, certificate, Owner::from(subject), CredentialKind::Operator, None, now)
+    })
+}
+
+/// For the enrolment server itself.
+pub fn for_server(
+    database: &mut Database,
+    authority: &Authority,
+    key: &KeyPair,
+    ttl: Duration,
+    now: OffsetDateTime,
+) -> Result<Issued, IssueError> {
+    database.transaction(|tx| {
+        let certificate = authority.sign_server(key, ttl, now)?;
+        let owner = Owner { id: None, dns_names: authority.server_names().to_vec() };
+        record(tx, certificate, owner, CredentialKind::Server, None, now)
+    })
+}
+
+struct Owner {
+    id: Option<SpiffeId>,
+    dns_names: Vec<String>,
+}
+
+impl From<Subject> for Owner {
+    fn from(subject: Subject) -> Self {
+        Self { id: Some(subject.id), dns_names: subject.dns_names }
+    }
+}
+
+fn record(
+    tx: &rusqlite::Transaction<'_>,
+    certificate: SignedCertificate,
+    owner: Owner,
+    credential: CredentialKind,
+    credential_ref: Option<String>,
+    now: OffsetDateTime,
+) -> Result<Issued, IssueError> {
+    append(
+        tx,
+        &LogEntry {
+            serial: certificate.serial.clone(),
+            id: owner.id.clone(),
+            dns_names: owner.dns_names,
+            not_before: certificate.not_before,
+            not_after: certificate.not_after,
+            credential,
+            credential_ref,
+            certificate: certificate.der.to_vec(),
+            issued_at: now,
+        },
+    )?;
+    Ok(Issued { certificate, id: owner.id, credential })
+}

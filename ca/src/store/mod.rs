@@ -1,0 +1,135 @@
+//! Everything durable: join tokens and the issuance log, in one SQLite file.
+//!
+//! Promise: what [`Database::transaction`] returned `Ok` for is on the disk (WAL with `synchronous=FULL`). SQLite's
+//! own locking lets the command line work beside a running server.
+
+mod log;
+mod thread;
+mod tokens;
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+pub use log::{CredentialKind, LogEntry, append, by_serial, for_each};
+pub use thread::{Store, StoreGone};
+pub use tokens::{TokenRow, insert_token, spend_token, token_by_hash};
+
+/// How long one process waits for another's transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Each entry brings the schema from its index to the next; `user_version` counts them. Never edit one that was
+/// released: append.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE token (
+        hash       BLOB PRIMARY KEY,        -- SHA-256 of the token
+        id         TEXT NOT NULL,
+        dns_names  TEXT NOT NULL,           -- JSON array
+        created_at INTEGER NOT NULL,        -- all times: seconds since 1970
+        expires_at INTEGER NOT NULL,
+        used_at    INTEGER
+    ) STRICT;
+    CREATE TABLE issued (
+        seq            INTEGER PRIMARY KEY AUTOINCREMENT,
+        serial         TEXT NOT NULL UNIQUE, -- lower-case hex
+        id             TEXT,                 -- NULL: the enrolment server's own certificate
+        dns_names      TEXT NOT NULL,
+        not_before     INTEGER NOT NULL,
+        not_after      INTEGER NOT NULL,
+        credential     TEXT NOT NULL,        -- operator, token, certificate, server
+        credential_ref TEXT,                 -- hash of the token, serial of the certificate renewed
+        certificate    BLOB NOT NULL,        -- DER
+        issued_at      INTEGER NOT NULL
+    ) STRICT;
+    CREATE TRIGGER issued_is_append_only BEFORE UPDATE ON issued
+        BEGIN SELECT RAISE(ABORT, 'the issuance log is append-only'); END;
+"];
+
+/// The database failed, or what is in it cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite reported a failure.
+    #[error("the CA's database failed: {0}; check the disk's space and the permissions of ca.db")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A newer program has been here.
+    #[error("ca.db has schema version {found} and this program knows up to {known}; use the newer outrigger-ca again")]
+    Newer {
+        /// Version in the file.
+        found: usize,
+        /// The newest that this program knows.
+        known: usize,
+    },
+    /// A row holds something that this program never writes.
+    #[error("the CA's database holds {0}; restore ca.db from a backup")]
+    Damaged(String),
+}
+
+/// An open database. Blocking: a server uses it through [`Store`].
+pub struct Database {
+    connection: Connection,
+}
+
+impl Database {
+    /// Opens the file, which must exist (empty is enough), brings its schema up to date, and makes it durable.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        // Not created when missing: a CA that has lost its log must say so, not begin a new one in silence.
+        let mut connection =
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        migrate(&mut connection)?;
+        Ok(Self { connection })
+    }
+
+    /// Runs `work` in one write transaction: all of it is on the disk when this returns `Ok`, and none of it
+    /// happened when it returns `Err`.
+    pub fn transaction<T, E: From<StoreError>>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        // IMMEDIATE takes the write lock first, so what `work` reads cannot change before it writes.
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
+        let result = work(&tx)?;
+        tx.commit().map_err(StoreError::from)?;
+        Ok(result)
+    }
+
+    /// For reading outside a transaction.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let known = MIGRATIONS.len();
+    let found = usize::try_from(found).map_err(|_| StoreError::Damaged(format!("schema version {found}")))?;
+    if found > known {
+        return Err(StoreError::Newer { found, known });
+    }
+    for step in &MIGRATIONS[found..] {
+        tx.execute_batch(step)?;
+    }
+    tx.pragma_update(None, "user_version", known as i64)?;
+    tx.commit()?;
+    Ok(())
+}
+
+fn names_to_json(names: &[String]) -> String {
+    serde_json::Value::from(names).to_string()
+}
+
+fn names_from_json(text: &str) -> Result<Vec<String>, StoreError> {
+    serde_json::from_str(text).map_err(|_| StoreError::Damaged(format!("DNS names that are not a list: {text}")))
+}
+
+fn time_from(seconds: i64) -> Result<time::OffsetDateTime, StoreError> {
+    time::OffsetDateTime::from_unix_timestamp(seconds)
+        .map_err(|_| StoreError::Damaged(format!("the impossible time {seconds}")))
+}
+
+#[cfg(test)]
+mod tests;

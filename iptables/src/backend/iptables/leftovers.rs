@@ -1,0 +1,83 @@
+//! iptables-nft makes the tables and base chains that it needs and never deletes them. To leave no trace, `install`
+//! notes which of them were not there, and `remove` deletes those if nobody else has used them since.
+//!
+//! The note is kept where the rules are, as empty chains, because there is no other place that lives and dies with a
+//! network namespace. Only `nft` can tell whether a base chain exists; without it nobody sees the difference, since
+//! `iptables-save` prints all base chains of a table anyway. Legacy tables cannot be deleted by anything.
+
+use super::saved::{PREFIX, Tables};
+use crate::{Error, backend::nft::Nft, plan::Family};
+
+/// In a table that we made.
+const MADE_TABLE: &str = "MADE_TABLE";
+/// In a table in which we made this base chain.
+const MADE: &str = "MADE_";
+
+pub(super) struct Leftovers {
+    nft: Option<Nft>,
+    family: &'static str,
+}
+
+impl Leftovers {
+    pub(super) fn new(family: Family, legacy: bool) -> Self {
+        let family = match family {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        };
+        Self { nft: if legacy { None } else { Nft::find() }, family }
+    }
+
+    /// Adds the notes to what is wanted: the ones that are there already, and new ones for what we are about to make.
+    pub(super) fn mark(&self, current: &Tables, wanted: &mut Tables) -> Result<(), Error> {
+        for (name, table) in &mut wanted.0 {
+            let old = current.0.get(name);
+            let notes = old.into_iter().flat_map(|table| &table.chains).filter(|chain| note(chain).is_some());
+            table.chains.extend(notes.cloned());
+            let Some(nft) = &self.nft else { continue };
+            if old.is_none() {
+                table.chains.push(format!("{PREFIX}{MADE_TABLE}"));
+            }
+            let bases: Vec<String> =
+                table.jumps.iter().filter_map(|jump| jump.split(' ').next().map(str::to_owned)).collect();
+            for base in bases {
+                let note = format!("{PREFIX}{MADE}{base}");
+                if !table.chains.contains(&note) && nft.list_lines(&["chain", self.family, name, &base])?.is_none() {
+                    table.chains.push(note);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what the notes that were in `before` and are not in `after` speak of, unless it is in use.
+    pub(super) fn sweep(&self, before: &Tables, after: &Tables) -> Result<(), Error> {
+        let Some(nft) = &self.nft else { return Ok(()) };
+        for (name, table) in &before.0 {
+            let kept = after.0.get(name).map(|table| table.chains.as_slice()).unwrap_or_default();
+            let gone: Vec<&str> =
+                table.chains.iter().filter(|chain| !kept.contains(chain)).filter_map(|chain| note(chain)).collect();
+            for base in gone.iter().filter_map(|note| note.strip_prefix(MADE)) {
+                if base != "TABLE" && is_empty_chain(nft.list_lines(&["chain", self.family, name, base])?.as_deref()) {
+                    nft.delete(&["chain", self.family, name, base])?;
+                }
+            }
+            // An empty table is listed as its opening and closing line.
+            if gone.contains(&MADE_TABLE)
+                && nft.list_lines(&["table", self.family, name])?.is_some_and(|lines| lines.len() == 2)
+            {
+                nft.delete(&["table", self.family, name])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The note that a chain's name is, if it is one.
+fn note(chain: &str) -> Option<&str> {
+    chain.strip_prefix(PREFIX).filter(|rest| rest.starts_with(MADE))
+}
+
+/// `table ip nat {`, `chain OUTPUT {`, `type nat hook … policy accept;`, `}`, `}`: no rule, and no policy of anybody's.
+fn is_empty_chain(lines: Option<&[String]>) -> bool {
+    lines.is_some_and(|lines| lines.len() == 5 && lines.get(2).is_some_and(|line| line.ends_with("policy accept;")))
+}

@@ -1,0 +1,140 @@
+//! What of ours is in the tables, and the way from one such state to another.
+
+use std::collections::BTreeMap;
+
+/// Our part of every table of one family, by the table's name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Tables(pub(super) BTreeMap<String, Table>);
+
+/// Our part of a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Table {
+    /// Our chains, in the order in which they were made.
+    pub(super) chains: Vec<String>,
+    /// The rules in them, as `-A CHAIN …`.
+    pub(super) rules: Vec<String>,
+    /// The rules elsewhere that lead to them, as `CHAIN …`, without the `-A`.
+    pub(super) jumps: Vec<String>,
+}
+
+/// Every chain of ours begins so, and none of anybody else.
+pub(super) const PREFIX: &str = "OUTRIGGER_";
+
+impl Tables {
+    /// Reads the output of `iptables-save`.
+    pub(super) fn parse(saved: &str) -> Self {
+        let mut tables = BTreeMap::<String, Table>::new();
+        let mut current = None;
+        for line in saved.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                current = Some(tables.entry(name.to_owned()).or_default());
+            } else if let Some(table) = current.as_deref_mut() {
+                table.read(line);
+            }
+        }
+        Self(tables)
+    }
+
+    /// Whether our part of both is the same; tables that hold nothing of ours do not count.
+    pub(super) fn holds_same(&self, other: &Self) -> bool {
+        let ours = |tables: &Self| -> Vec<_> {
+            tables.0.clone().into_iter().filter(|(_, table)| *table != Table::default()).collect()
+        };
+        ours(self) == ours(other)
+    }
+
+    /// The script for `iptables-restore --noflush` that leads from here to there. In each table, in one commit: our
+    /// chains emptied or made, every old jump deleted (one `-D` for each, or repeating would add up), the new rules,
+    /// the new jumps in first place, the chains that are no longer wanted deleted.
+    pub(super) fn way_to(&self, target: &Self) -> String {
+        let nothing = Table::default();
+        let mut script = String::new();
+        let mut names: Vec<&String> = self.0.keys().chain(target.0.keys()).collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            let (from, to) = (self.0.get(name).unwrap_or(&nothing), target.0.get(name).unwrap_or(&nothing));
+            if *from == nothing && *to == nothing {
+                continue;
+            }
+            let gone: Vec<_> = from.chains.iter().filter(|chain| !to.chains.contains(chain)).collect();
+            let mut line = |words: &str, rest: &str| {
+                script.push_str(words);
+                script.push_str(rest);
+                script.push('\n');
+            };
+            line("*", name);
+            to.chains.iter().chain(gone.iter().copied()).for_each(|chain| line(":", &format!("{chain} - [0:0]")));
+            from.jumps.iter().for_each(|jump| line("-D ", jump));
+            to.rules.iter().for_each(|rule| line(rule, ""));
+            // The last to be inserted comes first, so the first goes last.
+            to.jumps.iter().rev().for_each(|jump| line("-I ", &at_first_place(jump)));
+            gone.iter().for_each(|chain| line("-X ", chain));
+            line("COMMIT", "");
+        }
+        script
+    }
+}
+
+impl Table {
+    fn read(&mut self, line: &str) {
+        if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
+            if chain.starts_with(PREFIX) {
+                self.chains.push(chain.to_owned());
+            }
+        } else if let Some(rule) = line.strip_prefix("-A ") {
+            if rule.starts_with(PREFIX) {
+                self.rules.push(line.to_owned());
+            } else if [" -j ", " -g "].iter().any(|word| rule.contains(&format!("{word}{PREFIX}"))) {
+                self.jumps.push(rule.to_owned());
+            }
+        }
+    }
+}
+
+fn at_first_place(jump: &str) -> String {
+    match jump.split_once(' ') {
+        Some((chain, rest)) => format!("{chain} 1 {rest}"),
+        None => jump.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAVED: &str = "# Generated\n*nat\n:PREROUTING ACCEPT [3:180]\n:OUTPUT ACCEPT [0:0]\n:OUTRIGGER_INBOUND - [0:0]\n\
+        :DOCKER - [0:0]\n-A PREROUTING -p tcp -j OUTRIGGER_INBOUND\n-A PREROUTING -j DOCKER\n\
+        -A PREROUTING -p tcp -j OUTRIGGER_INBOUND\n-A OUTRIGGER_INBOUND -p tcp -j REDIRECT --to-ports 1\nCOMMIT\n\
+        *filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n";
+
+    #[test]
+    fn only_what_is_ours_is_read() {
+        let tables = Tables::parse(SAVED);
+        let nat = &tables.0["nat"];
+        assert_eq!(nat.chains, ["OUTRIGGER_INBOUND"]);
+        assert_eq!(nat.rules, ["-A OUTRIGGER_INBOUND -p tcp -j REDIRECT --to-ports 1"]);
+        assert_eq!(nat.jumps, ["PREROUTING -p tcp -j OUTRIGGER_INBOUND"; 2]);
+        assert_eq!(tables.0["filter"], Table::default());
+    }
+
+    #[test]
+    fn the_way_to_nothing_takes_every_jump_and_chain() {
+        let script = Tables::parse(SAVED).way_to(&Tables::default());
+        let jump = "-D PREROUTING -p tcp -j OUTRIGGER_INBOUND\n";
+        assert_eq!(script, format!("*nat\n:OUTRIGGER_INBOUND - [0:0]\n{jump}{jump}-X OUTRIGGER_INBOUND\nCOMMIT\n"));
+    }
+
+    #[test]
+    fn the_way_to_a_state_from_double_jumps_has_one_jump_in_first_place() {
+        let current = Tables::parse(SAVED);
+        let mut target = current.clone();
+        if let Some(nat) = target.0.get_mut("nat") {
+            nat.jumps.truncate(1);
+        }
+        let script = current.way_to(&target);
+        assert_eq!(script.matches("-D PREROUTING").count(), 2);
+        assert_eq!(script.matches("-I PREROUTING 1 -p tcp -j OUTRIGGER_INBOUND").count(), 1);
+        assert!(!script.contains("DOCKER"));
+    }
+}

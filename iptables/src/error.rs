@@ -1,0 +1,93 @@
+//! What can go wrong, in words that name the command, the rule and the remedy. The exit codes are in the crate's doc.
+
+use std::{io, path::PathBuf};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Options that contradict each other.
+    #[error("{0}")]
+    Options(#[from] crate::InvalidOption),
+    /// The kernel does not let us.
+    #[error(
+        "`{command}` was not permitted: {said}\nrun as root or with the capability NET_ADMIN in the user namespace that \
+         owns this network namespace; nothing was changed"
+    )]
+    NotPermitted {
+        /// The command, or the system call.
+        command: String,
+        /// Its own words.
+        said: String,
+    },
+    /// No tool that could apply rules.
+    #[error("no backend is usable: {0}\ninstall the package `nftables` (preferred) or `iptables`")]
+    NoBackend(String),
+    /// A tool refused; everything is as before.
+    #[error("`{command}` refused: {said}{}\n{remedy}; the rules are as they were", at(.line))]
+    Refused {
+        /// The command.
+        command: String,
+        /// Its standard error.
+        said: String,
+        /// The line of the script that it complains about.
+        line: Option<String>,
+        /// What to do next.
+        remedy: String,
+    },
+    /// A tool refused, and so did the attempt to put things back.
+    #[error("{error}\nAND THIS COULD NOT BE UNDONE: {undo}\nrun `outrigger-iptables remove`, then install again")]
+    HalfApplied {
+        /// The first failure.
+        error: Box<Error>,
+        /// What stopped the undoing.
+        undo: String,
+    },
+    /// The namespace of `--netns`.
+    #[error(
+        "cannot enter the network namespace {}: {source}\ngive a path such as /run/netns/NAME or /proc/PID/ns/net, and run \
+         as root (or with the capability SYS_ADMIN)", path.display()
+    )]
+    Netns {
+        /// The path as given.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The lock was not to be had.
+    #[error("{0}\nwait for that program to end, or end it, then run this again; nothing was changed")]
+    Busy(String),
+    /// A file or socket of the system that must be there is not.
+    #[error("cannot {what}: {source}\n{remedy}")]
+    System {
+        /// What we wanted, as "open the routing socket".
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+        /// What to do next.
+        remedy: &'static str,
+    },
+}
+
+impl Error {
+    /// The exit code of the program, stable; see the crate's documentation.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Options(_) => 2,
+            Error::NotPermitted { .. } => 3,
+            Error::NoBackend(_) => 4,
+            Error::Refused { .. } | Error::System { .. } => 5,
+            Error::HalfApplied { .. } => 6,
+            Error::Netns { .. } => 7,
+            Error::Busy(_) => 8,
+        }
+    }
+
+    /// The same failure, made worse: it could not be undone.
+    pub(crate) fn with_undo_failure(self, undo: String) -> Self {
+        Error::HalfApplied { error: Box::new(self), undo }
+    }
+}
+
+fn at(line: &Option<String>) -> String {
+    line.as_ref().map(|line| format!("\nthe rule at fault: {line}")).unwrap_or_default()
+}

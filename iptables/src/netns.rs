@@ -1,0 +1,69 @@
+//! The network namespace: entering another one, and the lock that makes parallel runs take turns.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sched::{CloneFlags, setns},
+};
+
+use crate::Error;
+
+/// How long to wait for another run or another program. They take milliseconds.
+pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// The calling thread's namespace: `/proc/self` would be the main thread's.
+const OURS: &str = "/proc/thread-self/ns/net";
+
+/// Moves the calling thread into the network namespace at this path.
+///
+/// # Errors
+/// When it is no network namespace, or we may not.
+pub fn enter(path: &Path) -> Result<(), Error> {
+    let failed = |source: io::Error| Error::Netns { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))
+}
+
+/// Waits for the runs before us. The lock is on the namespace itself, so that it works in every mount namespace, on a
+/// read-only root, and between exactly those runs that would disturb each other; the kernel drops it with its holder.
+pub(crate) fn lock() -> Result<Flock<File>, Error> {
+    let failed = |source| Error::System {
+        what: format!("lock {OURS}"),
+        source,
+        remedy: "mount /proc; it names the network namespace",
+    };
+    let mut file = File::open(OURS).map_err(failed)?;
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = back,
+            Err((_, Errno::EWOULDBLOCK)) => {
+                return Err(Error::Busy(format!(
+                    "another outrigger-iptables has held this network namespace for {} seconds",
+                    LOCK_WAIT.as_secs()
+                )));
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Connections that were open before the rules are picked up in their middle, which this setting forbids: they become
+/// INVALID and are dropped.
+pub(crate) fn warn_if_strict_conntrack(notices: &mut Vec<String>) {
+    let setting = "net.netfilter.nf_conntrack_tcp_loose";
+    if fs::read_to_string(format!("/proc/sys/{}", setting.replace('.', "/"))).is_ok_and(|text| text.trim() == "0") {
+        notices.push(format!(
+            "{setting} is 0: connections that were open before connection tracking began will stall; set it to 1"
+        ));
+    }
+}

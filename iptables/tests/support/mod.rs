@@ -1,0 +1,297 @@
+//! Two network namespaces joined by a veth, with real listeners and real clients in them.
+//!
+//! A namespace belongs to threads and descriptors of the test process alone, so nothing remains when it is killed. A
+//! socket's user is the *filesystem* uid of the thread that makes it (that is what `meta skuid` and `-m owner` read),
+//! which each thread sets for itself: no helper programs are needed.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    unistd::{Uid, geteuid, setfsuid},
+};
+use socket2::{Domain, SockRef, Socket, Type};
+use tempfile::TempDir;
+
+pub(crate) const ROOT: u32 = 0;
+pub(crate) const APP: u32 = 1000;
+pub(crate) const PROXY: u32 = 1337;
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A network namespace that lives as long as this value, or a thread in it.
+pub(crate) struct Namespace {
+    file: File,
+}
+
+impl Namespace {
+    pub(crate) fn new() -> Self {
+        assert!(
+            geteuid().is_root(),
+            "these tests make network namespaces and rules: RUN THEM AS ROOT; nothing was tested"
+        );
+        let file = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("unshare(CLONE_NEWNET): the tests need CAP_SYS_ADMIN");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        })
+        .join()
+        .unwrap();
+        let namespace = Self { file };
+        namespace.sh("ip link set lo up");
+        namespace
+    }
+
+    /// A path that other programs can open.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
+    /// Runs this in the namespace, with sockets that belong to the user.
+    pub(crate) fn run<T: Send>(&self, uid: u32, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET).unwrap();
+                setfsuid(Uid::from_raw(uid));
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs a shell script that must succeed, and returns what it printed.
+    pub(crate) fn sh(&self, script: &str) -> String {
+        let output = self.run(ROOT, || Command::new("sh").args(["-ec", script]).output().unwrap());
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A listener that tells each caller where it has landed, then echoes. `direct PORT from IP`, or for the sidecar's
+    /// ports `inbound|outbound ORIGINAL-DESTINATION from IP`.
+    pub(crate) fn listen(&self, uid: u32, port: u16, role: &'static str) {
+        let listener = self.run(uid, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                thread::spawn(move || greet_and_echo(stream, port, role));
+            }
+        });
+    }
+
+    /// Connects, and reads where it has landed.
+    pub(crate) fn dial(&self, uid: u32, source: Option<&str>, to: &str, port: u16) -> Call {
+        let to = self.address(to, port);
+        let stream = self.run(uid, || -> std::io::Result<TcpStream> {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            if let Some(source) = source {
+                socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into())?;
+            }
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            let stream = TcpStream::from(socket);
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        });
+        let mut landed = String::new();
+        match stream {
+            Err(error) => Call { landed: format!("error: {:?}", error.kind()), stream: None },
+            Ok(stream) => {
+                let mut reader = BufReader::new(stream);
+                if let Err(error) = reader.read_line(&mut landed) {
+                    landed = format!("error while reading: {error}");
+                }
+                Call { landed: landed.trim().to_owned(), stream: Some(reader) }
+            }
+        }
+    }
+
+    /// Link-local addresses go through the veth; every namespace here calls it `eth0`.
+    fn address(&self, to: &str, port: u16) -> SocketAddr {
+        match to.parse().unwrap() {
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+                let scope = self.run(ROOT, || nix::net::if_::if_nametoindex("eth0").unwrap());
+                SocketAddrV6::new(ip, port, 0, scope).into()
+            }
+            ip => SocketAddr::new(ip, port),
+        }
+    }
+}
+
+fn greet_and_echo(mut stream: TcpStream, port: u16, role: &str) {
+    let peer = plain(stream.peer_addr().unwrap());
+    let place = if role == "direct" {
+        port.to_string()
+    } else {
+        let socket = SockRef::from(&stream);
+        let original = if peer.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+        let original = original.unwrap().as_socket().unwrap();
+        SocketAddr::new(plain(original), original.port()).to_string()
+    };
+    if stream.write_all(format!("{role} {place} from {peer}\n").as_bytes()).is_err() {
+        return;
+    }
+    let mut bytes = [0; 1024];
+    while let Ok(length) = stream.read(&mut bytes) {
+        if length == 0 || stream.write_all(&bytes[..length]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Without the scope of a link-local address, which differs between namespaces.
+fn plain(address: SocketAddr) -> IpAddr {
+    address.ip().to_canonical()
+}
+
+/// A connection, or why there is none.
+pub(crate) struct Call {
+    pub(crate) landed: String,
+    stream: Option<BufReader<TcpStream>>,
+}
+
+impl Call {
+    /// Whether bytes still travel both ways.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        let Some(reader) = &mut self.stream else { return false };
+        let mut line = String::new();
+        reader.get_mut().write_all(b"ping\n").is_ok() && reader.read_line(&mut line).is_ok() && line == "ping\n"
+    }
+
+    pub(crate) fn local_port(&self) -> u16 {
+        self.stream.as_ref().unwrap().get_ref().local_addr().unwrap().port()
+    }
+}
+
+/// A pod with an application and a listener in place of the sidecar, and a peer on the same link.
+pub(crate) struct Pair {
+    pub(crate) pod: Namespace,
+    pub(crate) peer: Namespace,
+}
+
+impl Pair {
+    pub(crate) fn new() -> Self {
+        let (pod, peer) = (Namespace::new(), Namespace::new());
+        // No duplicate address detection: addresses work at once.
+        let quick = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad";
+        pod.sh(quick);
+        peer.sh(quick);
+        peer.sh(&format!("ip link add eth0 type veth peer name eth0 netns {}", pod.path()));
+        for (namespace, last) in [(&pod, 2), (&peer, 1)] {
+            namespace.sh(&format!(
+                "ip link set eth0 addrgenmode none; ip addr add 10.77.1.{last}/24 dev eth0
+                 ip -6 addr add fd77:1::{last}/64 dev eth0; ip -6 addr add fe80::{last}/64 dev eth0; ip link set eth0 up"
+            ));
+        }
+        pod.sh("ip route add default via 10.77.1.1; ip -6 route add default via fd77:1::1");
+        peer.sh("for ip in 192.0.2.1/32 198.51.100.1/32; do ip addr add $ip dev lo; done
+             for ip in 2001:db8::1/128 2001:db9::1/128; do ip -6 addr add $ip dev lo; done");
+        pod.listen(PROXY, 15006, "inbound");
+        pod.listen(PROXY, 15001, "outbound");
+        pod.listen(PROXY, 15020, "direct");
+        for port in [22, 8080, 9000, 9010] {
+            pod.listen(APP, port, "direct");
+        }
+        for port in [25, 80, 3000, 3009, 3010, 4038] {
+            peer.listen(ROOT, port, "direct");
+        }
+        Self { pod, peer }
+    }
+}
+
+/// The tools under test: the backend's name, and a folder before all others in `PATH`.
+pub(crate) struct Tools {
+    pub(crate) backend: &'static str,
+    pub(crate) folder: TempDir,
+}
+
+impl Tools {
+    pub(crate) fn nft() -> Self {
+        Self { backend: "nft", folder: TempDir::new().unwrap() }
+    }
+
+    /// `iptables-restore` and its companions are those of this multi-call binary, whatever the machine's alternative.
+    pub(crate) fn iptables(multi: &str) -> Self {
+        let multi = Path::new("/usr/sbin").join(multi);
+        assert!(multi.exists(), "{} is missing: apt-get install iptables; nothing was tested", multi.display());
+        let tools = Self { backend: "iptables", folder: TempDir::new().unwrap() };
+        for name in
+            ["iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"]
+        {
+            std::os::unix::fs::symlink(&multi, tools.folder.path().join(name)).unwrap();
+        }
+        tools
+    }
+
+    /// Puts a shell script in the place of a tool.
+    pub(crate) fn replace(&self, name: &str, script: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let path: PathBuf = self.folder.path().join(name);
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
+    pub(crate) fn path(&self) -> String {
+        format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.folder.path().display())
+    }
+
+    /// The program itself, in a namespace; `command` as in `install --proxy-uid 1`.
+    pub(crate) fn outrigger(&self, namespace: &Namespace, command: &str) -> Output {
+        namespace.run(ROOT, || {
+            Command::new(env!("CARGO_BIN_EXE_outrigger-iptables"))
+                .args(command.split_whitespace())
+                .env("PATH", self.path())
+                .output()
+                .unwrap()
+        })
+    }
+
+    /// The same with this backend; it must succeed. Returns everything that it said.
+    pub(crate) fn must(&self, namespace: &Namespace, command: &str) -> String {
+        let output = self.outrigger(namespace, &format!("{command} --backend {}", self.backend));
+        assert!(output.status.success(), "{command}: {}", said(&output));
+        said(&output)
+    }
+
+    /// The plain `iptables`, for rules of a user's own.
+    pub(crate) fn sh(&self, namespace: &Namespace, script: &str) {
+        namespace.sh(&format!("PATH={}; {script}", self.path()));
+    }
+}
+
+pub(crate) fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Everything that `install` may touch, but for packet counters and the time of day.
+pub(crate) fn state(namespace: &Namespace) -> String {
+    let raw = namespace
+        .sh("nft list ruleset 2>&1; iptables-legacy-save; ip6tables-legacy-save; ip -o addr; ip rule; ip -6 rule
+         ip route show table all; ip -6 route show table all");
+    let without_counters = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let mut kept = Vec::new();
+        let mut index = 0;
+        while index < words.len() {
+            if words[index] == "packets" {
+                index += 4; // packets 3 bytes 180
+            } else {
+                // :INPUT ACCEPT [3:180]
+                kept.push(if words[index].starts_with('[') && words[index].ends_with(']') {
+                    "[]"
+                } else {
+                    words[index]
+                });
+                index += 1;
+            }
+        }
+        kept.join(" ")
+    };
+    raw.lines().filter(|line| !line.starts_with('#')).map(without_counters).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,252 @@
+//! The picker: priorities, weights, availability and panic around the two choices.
+//!
+//! # Weights
+//! Candidates are *drawn* by weight and *compared* by cost, where the requests under way count in proportion to the
+//! weight: `latency x (in_flight / relative weight + 1)`. So weights are not counted twice: idle endpoints are equally
+//! cheap and share by the draw alone, and under load an endpoint of weight 3 is as full with 3 requests as one of weight
+//! 1 with 1. With equal weights the cost is [`PeakEwma::load`]. Two candidates of unequal weight are drawn
+//! independently and may be the same one twice; that keeps the share of an endpoint that is drawn with probability p
+//! between p² and 2p - p² however fast or slow it is, so a canary of weight 1 in 100 never gets more than 2 % for
+//! being a little faster. Ties go to the first drawn.
+//!
+//! # Priorities
+//! The lowest number that has an available endpoint which the request has not tried; then the lowest that has an
+//! available one at all (RFC 2782: the lowest-numbered that can be reached).
+//!
+//! # Panic
+//! When fewer than `panic_threshold` of all endpoints are available, unavailability is ignored: the few that are left would
+//! be the next to fall (Envoy's `healthy_panic_threshold`). The group that is used then is the lowest-numbered one with
+//! an available endpoint, or the lowest-numbered of all, so a panic never turns from a live group to a dead one.
+
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{PeakEwma, alias};
+use crate::config::Percent;
+
+/// How often an endpoint that cannot be used is drawn again before all are looked at.
+const REDRAWS: usize = 8;
+
+/// Up to this many endpoints, looking at all of them costs no more than a few draws, and is exact.
+const FEW: usize = 64;
+
+/// How long a count of the available among many endpoints is believed.
+const CENSUS_AGE: Duration = Duration::from_millis(50);
+
+/// What a [`Balancer`] chooses among.
+pub trait Candidate {
+    /// Its load signal.
+    fn load(&self) -> &PeakEwma;
+    /// Its weight among those of its priority; all 0 means all the same.
+    fn weight(&self) -> u32;
+    /// The group that it belongs to; lower numbers first.
+    fn priority(&self) -> u16;
+    /// Whether it may be used: not ejected, and not waiting to be dialled again.
+    fn is_available(&self, now: Instant) -> bool;
+}
+
+/// Endpoints of one priority.
+struct Group {
+    /// Where they begin in `Balancer::endpoints`.
+    start: usize,
+    weights: alias::Weights,
+    /// The weight of each as a multiple of the group's mean; empty where all are 1.
+    relative: Box<[f64]>,
+    /// The available ones, when last counted.
+    available: Cell<usize>,
+    len: usize,
+}
+
+/// Picks an endpoint for each request.
+pub struct Balancer<E> {
+    panic_threshold: usize,
+    endpoints: Vec<Rc<E>>,
+    groups: Vec<Group>,
+    counted_at: Cell<Option<Instant>>,
+}
+
+impl<E: Candidate> Balancer<E> {
+    /// A balancer without endpoints. See [`crate::config::OutlierDetection::panic_threshold`]; 0 switches panic off.
+    pub fn new(panic_threshold: Percent) -> Self {
+        Self {
+            panic_threshold: usize::from(panic_threshold.get()),
+            endpoints: Vec::new(),
+            groups: Vec::new(),
+            counted_at: Cell::new(None),
+        }
+    }
+
+    /// Takes these endpoints in place of the former ones. Keep the `Rc` of an endpoint that stays, or its load signal
+    /// and health are lost.
+    pub fn replace(&mut self, mut endpoints: Vec<Rc<E>>) {
+        endpoints.sort_by_key(|e| e.priority());
+        let mut start = 0;
+        self.groups = endpoints
+            .chunk_by(|a, b| a.priority() == b.priority())
+            .map(|members| {
+                let effective = alias::effective(members.iter().map(|e| e.weight()));
+                let weights = alias::Weights::new(&effective);
+                let mean = effective.iter().sum::<f64>() / effective.len() as f64;
+                let relative = match weights {
+                    alias::Weights::Equal(_) => Box::default(),
+                    alias::Weights::Table(_) => effective.iter().map(|w| w / mean).collect(),
+                };
+                let group = Group { start, weights, relative, available: Cell::new(0), len: members.len() };
+                start += members.len();
+                group
+            })
+            .collect();
+        self.endpoints = endpoints;
+        self.counted_at.set(None);
+    }
+
+    /// The endpoints, in order of priority.
+    pub fn endpoints(&self) -> &[Rc<E>] {
+        &self.endpoints
+    }
+
+    /// How many endpoints are available at `now`. Looks at every one of them.
+    pub fn available(&self, now: Instant) -> usize {
+        self.endpoints.iter().filter(|e| e.is_available(now)).count()
+    }
+
+    /// Picks an endpoint for a request that has been sent to `tried` already. `None` where there is no endpoint, or
+    /// where none is available and panic is switched off.
+    pub fn pick(&self, now: Instant, tried: &[Rc<E>]) -> Option<Rc<E>> {
+        let index = self.quick(now, tried).or_else(|| self.thorough(now, tried))?;
+        self.endpoints.get(index).cloned()
+    }
+
+    /// The common case: the first two that are drawn from the first group can both be used.
+    fn quick(&self, now: Instant, tried: &[Rc<E>]) -> Option<usize> {
+        let group = self.groups.first()?;
+        let first = group.draw();
+        let second = group.draw_other(first);
+        let usable = |i: usize| self.is_untried(i, tried) && self.endpoints[i].is_available(now);
+        if first == second {
+            return usable(first).then_some(first);
+        }
+        (usable(first) && usable(second)).then(|| self.cheaper(group, first, second, now))
+    }
+
+    /// Some endpoint cannot be used: perhaps a panic, perhaps another group.
+    fn thorough(&self, now: Instant, tried: &[Rc<E>]) -> Option<usize> {
+        if self.endpoints.is_empty() {
+            return None;
+        }
+        self.count(now, self.endpoints.len() <= FEW);
+        if let Some(found) = self.by_count(now, tried) {
+            return Some(found);
+        }
+        // The count was of a moment ago. Before anybody is told that there is no endpoint, count again.
+        self.count(now, true);
+        self.by_count(now, tried)
+    }
+
+    fn by_count(&self, now: Instant, tried: &[Rc<E>]) -> Option<usize> {
+        let available: usize = self.groups.iter().map(|g| g.available.get()).sum();
+        let live = || self.groups.iter().filter(|g| g.available.get() > 0);
+        if available * 100 < self.panic_threshold * self.endpoints.len() {
+            let group = live().next().or(self.groups.first())?;
+            return self
+                .choose(group, now, |i| self.is_untried(i, tried))
+                .or_else(|| self.choose(group, now, |_| true));
+        }
+        let is_available = |i: usize| self.endpoints[i].is_available(now);
+        if !tried.is_empty() {
+            let untried = |i: usize| self.is_untried(i, tried) && is_available(i);
+            if let Some(found) = live().find_map(|group| self.choose(group, now, untried)) {
+                return Some(found);
+            }
+        }
+        live().find_map(|group| self.choose(group, now, is_available))
+    }
+
+    /// The cheaper of two usable endpoints of a group.
+    fn choose(&self, group: &Group, now: Instant, usable: impl Fn(usize) -> bool) -> Option<usize> {
+        let drawn = || std::iter::repeat_with(|| group.draw()).take(REDRAWS).find(|i| usable(*i));
+        let Some(first) = drawn() else { return self.scan(group, now, usable) };
+        let second = if group.relative.is_empty() {
+            std::iter::repeat_with(|| group.draw_other(first)).take(REDRAWS / 2).find(|i| *i != first && usable(*i))
+        } else {
+            drawn()
+        };
+        Some(second.map_or(first, |second| self.cheaper(group, first, second, now)))
+    }
+
+    /// Hardly any endpoint of the group can be used: looks at them in turn, from a random one on. Few endpoints are all
+    /// looked at and chosen from by weight (a reservoir of one, twice); among many the first that can be used is taken.
+    fn scan(&self, group: &Group, now: Instant, usable: impl Fn(usize) -> bool) -> Option<usize> {
+        let from = fastrand::usize(..group.len);
+        let mut found = (from..group.len).chain(0..from).map(|k| group.start + k).filter(|i| usable(*i));
+        if group.len > FEW {
+            return found.next();
+        }
+        let (mut sum, mut first, mut second) = (0.0, None, None);
+        for i in found {
+            let weight = group.relative(i);
+            sum += weight;
+            for choice in [&mut first, &mut second] {
+                if fastrand::f64() * sum < weight {
+                    *choice = Some(i);
+                }
+            }
+        }
+        Some(self.cheaper(group, first?, second?, now))
+    }
+
+    fn cheaper(&self, group: &Group, first: usize, second: usize, now: Instant) -> usize {
+        if first == second {
+            return first;
+        }
+        let cost = |i: usize| {
+            let load = self.endpoints[i].load();
+            load.latency(now) * (f64::from(load.in_flight()) / group.relative(i) + 1.0)
+        };
+        if cost(second) < cost(first) { second } else { first }
+    }
+
+    fn is_untried(&self, index: usize, tried: &[Rc<E>]) -> bool {
+        !tried.iter().any(|t| Rc::ptr_eq(t, &self.endpoints[index]))
+    }
+
+    /// Counts the available endpoints of each group, unless the last count is recent enough and `afresh` is not asked.
+    fn count(&self, now: Instant, afresh: bool) {
+        if !afresh && self.counted_at.get().is_some_and(|at| now.saturating_duration_since(at) < CENSUS_AGE) {
+            return;
+        }
+        for group in &self.groups {
+            let members = &self.endpoints[group.start..group.start + group.len];
+            group.available.set(members.iter().filter(|e| e.is_available(now)).count());
+        }
+        self.counted_at.set(Some(now));
+    }
+}
+
+impl Group {
+    fn draw(&self) -> usize {
+        self.start + self.weights.draw()
+    }
+
+    /// A second candidate. Among equals it is another one, where there is one; see the module for unequal weights.
+    fn draw_other(&self, first: usize) -> usize {
+        match self.weights {
+            alias::Weights::Equal(n) if n > 1 => {
+                let step = 1 + fastrand::usize(..n as usize - 1);
+                self.start + (first - self.start + step) % n as usize
+            }
+            alias::Weights::Equal(_) => first,
+            alias::Weights::Table(_) => self.draw(),
+        }
+    }
+
+    fn relative(&self, index: usize) -> f64 {
+        self.relative.get(index - self.start).copied().unwrap_or(1.0)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "picker_tests.rs"]
+mod tests;

@@ -1,0 +1,326 @@
+//! The bodies that pass through: streamed, never collected.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    future::Future as _,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::{HeaderMap, body::Incoming};
+use tokio::time::{Instant, Sleep};
+
+use super::{client::Exchange, tunnel::TunnelBody};
+
+/// What a request keeps of its body so that it can be sent again: at most this much, then it streams only.
+pub const MAX_REPLAY: usize = 64 * 1024;
+
+/// A request's or a response's body.
+#[derive(Debug)]
+pub enum Body {
+    /// Nothing.
+    Empty,
+    /// One piece.
+    Full(Bytes),
+    /// As it comes from a connection.
+    Incoming(Incoming),
+    /// A request's, which may have to be sent again.
+    Replay(Replay),
+    /// A response's, at whose end the exchange is counted.
+    Watched(Box<Watched>),
+    /// Bytes of an upgraded connection.
+    Tunnel(TunnelBody),
+}
+
+/// Why a body ended before its end.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The connection that it came from.
+    Source(hyper::Error),
+    /// No byte moved in either direction for this long.
+    Idle(Duration),
+    /// A newer try has taken the body over.
+    Superseded,
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(e) => write!(f, "the connection of the body broke: {e}"),
+            Self::Idle(d) => write!(f, "no byte moved in either direction for {d:?} (timeouts.idle)"),
+            Self::Superseded => f.write_str("a newer try sends this body"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Source(e) => Some(e),
+            _ => None,
+        }
+    }
+}
+
+/// When bytes of an exchange last moved, in either direction.
+#[derive(Debug)]
+pub struct Activity {
+    last: Cell<Instant>,
+    limit: Option<Duration>,
+}
+
+impl Activity {
+    /// Activity that counts as ended after `limit` without a byte.
+    pub fn new(limit: Option<Duration>) -> Rc<Self> {
+        Rc::new(Self { last: Cell::new(Instant::now()), limit })
+    }
+
+    fn touch(&self) {
+        if self.limit.is_some() {
+            self.last.set(Instant::now());
+        }
+    }
+
+    /// Ends when nothing has moved for the limit; never, where there is none.
+    pub async fn stalled(&self) -> Duration {
+        let Some(limit) = self.limit else { return std::future::pending().await };
+        loop {
+            let end = self.last.get() + limit;
+            if Instant::now() >= end {
+                return limit;
+            }
+            tokio::time::sleep_until(end).await;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Source {
+    incoming: Incoming,
+    kept: Vec<Bytes>,
+    kept_len: usize,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    failed: bool,
+    overflowed: bool,
+    reader: u32,
+    activity: Rc<Activity>,
+}
+
+/// A request's body before it is sent, from which each try takes its own [`Replay`].
+#[derive(Debug, Clone)]
+pub struct ReplaySource(Rc<RefCell<Source>>);
+
+impl ReplaySource {
+    /// Wraps a body as it comes in.
+    pub fn new(incoming: Incoming, activity: Rc<Activity>) -> Self {
+        Self(Rc::new(RefCell::new(Source {
+            incoming,
+            kept: Vec::new(),
+            kept_len: 0,
+            trailers: None,
+            ended: false,
+            failed: false,
+            overflowed: false,
+            reader: 0,
+            activity,
+        })))
+    }
+
+    /// Whether everything that was sent so far can be sent again.
+    pub fn can_replay(&self) -> bool {
+        let source = self.0.borrow();
+        !source.overflowed && !source.failed
+    }
+
+    /// The body for the next try; those of earlier tries end with an error.
+    pub fn next_try(&self) -> Body {
+        let mut source = self.0.borrow_mut();
+        source.reader += 1;
+        Body::Replay(Replay { source: Rc::clone(&self.0), reader: source.reader, position: 0, finished: false })
+    }
+}
+
+/// One try's view of a request's body.
+#[derive(Debug)]
+pub struct Replay {
+    source: Rc<RefCell<Source>>,
+    reader: u32,
+    position: usize,
+    finished: bool,
+}
+
+impl Replay {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let source = &mut *self.source.borrow_mut();
+        if source.reader != self.reader {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if self.finished {
+            return Poll::Ready(None);
+        }
+        if let Some(piece) = source.kept.get(self.position) {
+            self.position += 1;
+            return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
+        }
+        if source.ended {
+            self.finished = true;
+            return Poll::Ready(source.trailers.clone().map(|t| Ok(Frame::trailers(t))));
+        }
+        let frame = match ready!(Pin::new(&mut source.incoming).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(e)) => {
+                source.failed = true;
+                return Poll::Ready(Some(Err(BodyError::Source(e))));
+            }
+            None => {
+                source.ended = true;
+                self.finished = true;
+                return Poll::Ready(None);
+            }
+        };
+        source.activity.touch();
+        if let Some(data) = frame.data_ref() {
+            if !source.overflowed && source.kept_len + data.len() <= MAX_REPLAY {
+                source.kept_len += data.len();
+                source.kept.push(data.clone());
+                self.position += 1;
+            } else {
+                source.overflowed = true;
+                source.kept = Vec::new();
+                self.position = 0;
+            }
+        } else if let Some(trailers) = frame.trailers_ref() {
+            source.trailers = Some(trailers.clone());
+            source.ended = true;
+            self.finished = true;
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = self.source.borrow();
+        self.finished
+            || (source.kept.len() == self.position
+                && source.trailers.is_none()
+                && (source.ended || source.incoming.is_end_stream()))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let source = self.source.borrow();
+        if source.overflowed {
+            return source.incoming.size_hint();
+        }
+        let mut hint = if source.ended { SizeHint::with_exact(0) } else { source.incoming.size_hint() };
+        let kept: u64 = source.kept.iter().skip(self.position).map(|b| b.len() as u64).sum();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + kept);
+        }
+        hint.set_lower(hint.lower() + kept);
+        hint
+    }
+}
+
+/// A response's body, at whose end, however it comes, the exchange is counted.
+#[derive(Debug)]
+pub struct Watched {
+    incoming: Incoming,
+    exchange: Exchange,
+    activity: Rc<Activity>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watched {
+    /// A body that belongs to `exchange`.
+    pub fn body(incoming: Incoming, exchange: Exchange, activity: Rc<Activity>) -> Body {
+        activity.touch();
+        if incoming.is_end_stream() {
+            exchange.finish();
+            return Body::Empty;
+        }
+        Body::Watched(Box::new(Self { incoming, exchange, activity, timer: None }))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.activity.touch();
+                if frame.is_trailers() {
+                    self.exchange.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(e))) => {
+                self.exchange.broke();
+                Poll::Ready(Some(Err(BodyError::Source(e))))
+            }
+            Poll::Ready(None) => {
+                self.exchange.finish();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let Some(limit) = self.activity.limit else { return Poll::Pending };
+                let timer = self
+                    .timer
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(self.activity.last.get() + limit)));
+                while timer.as_mut().poll(cx).is_ready() {
+                    let end = self.activity.last.get() + limit;
+                    if Instant::now() >= end {
+                        self.exchange.broke();
+                        return Poll::Ready(Some(Err(BodyError::Idle(limit))));
+                    }
+                    timer.as_mut().reset(end);
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Incoming(b) => Pin::new(b).poll_frame(cx).map_err(BodyError::Source),
+            Self::Replay(b) => b.poll(cx),
+            Self::Watched(b) => b.poll(cx),
+            Self::Tunnel(b) => b.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Incoming(b) => b.is_end_stream(),
+            Self::Replay(b) => b.is_end_stream(),
+            // The end must be polled for, or the exchange would be counted as broken off.
+            Self::Watched(b) => b.incoming.is_end_stream() && b.exchange.is_finished(),
+            Self::Tunnel(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Incoming(b) => b.size_hint(),
+            Self::Replay(b) => b.size_hint(),
+            Self::Watched(b) => b.incoming.size_hint(),
+            Self::Tunnel(_) => SizeHint::default(),
+        }
+    }
+}

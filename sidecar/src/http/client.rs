@@ -1,0 +1,376 @@
+//! Client connections: HTTP/2 ones that many requests share, HTTP/1.1 ones that are lent to one at a time.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    future::Future,
+    rc::Rc,
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use smallvec::SmallVec;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::oneshot,
+    task::spawn_local,
+    time::Instant,
+};
+
+use super::{Body, LocalExec};
+use crate::{
+    reason::Reason,
+    resilience::Permit,
+    telemetry::{ConnectionMetrics, RequestMetrics},
+    worker::Busy,
+};
+
+/// A stream may hold this much unread; a connection eight times that, so that one slow reader cannot stop the others
+/// (linkerd2 #14908: at least four times).
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// See [`STREAM_WINDOW`].
+pub const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Streams of one connection from which another one is opened beside it.
+const STREAMS_BEFORE_ANOTHER: usize = 64;
+/// Connections of one worker to one endpoint.
+const MAX_CONNECTIONS: usize = 8;
+/// An idle HTTP/1.1 connection is not used again after this long: shorter than the keep-alive time of the usual
+/// servers (Node 5 s), so that they do not close it as we write.
+const MAX_IDLE: Duration = Duration::from_secs(3);
+/// Idle HTTP/1.1 connections kept for one destination.
+const MAX_IDLE_CONNECTIONS: usize = 256;
+
+/// Why there is no connection.
+#[derive(Debug, Clone)]
+pub struct ConnectError {
+    /// What to tell the caller.
+    pub reason: Reason,
+    /// What happened, to whom.
+    pub message: Rc<str>,
+}
+
+impl ConnectError {
+    /// An error of this reason.
+    pub fn new(reason: Reason, message: impl fmt::Display) -> Self {
+        Self { reason, message: message.to_string().into() }
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// What an exchange holds until its end.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The share of a multiplexed connection.
+    pub slot: Option<StreamSlot>,
+    /// The place among the service's requests.
+    pub permit: Option<Permit>,
+    /// Keeps the worker from ending while it drains.
+    pub busy: Option<Busy>,
+}
+
+/// A request with its response, counted once, however it ends.
+#[derive(Debug)]
+pub struct Exchange {
+    metrics: Rc<RequestMetrics>,
+    started: Instant,
+    status: StatusCode,
+    finished: Cell<bool>,
+    held: RefCell<Held>,
+}
+
+impl Exchange {
+    /// An exchange that began at `started` and whose response has `status`. `metrics.begin` was called.
+    pub fn new(metrics: Rc<RequestMetrics>, started: Instant, status: StatusCode, held: Held) -> Self {
+        Self { metrics, started, status, finished: Cell::new(false), held: RefCell::new(held) }
+    }
+
+    /// The response is complete.
+    pub fn finish(&self) {
+        self.end(Some(self.status));
+    }
+
+    /// The response broke off.
+    pub fn broke(&self) {
+        self.end(None);
+    }
+
+    /// Whether the end was counted.
+    pub fn is_finished(&self) -> bool {
+        self.finished.get()
+    }
+
+    fn end(&self, status: Option<StatusCode>) {
+        if !self.finished.replace(true) {
+            self.metrics.end(status, self.started.elapsed());
+            self.held.take();
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.broke();
+    }
+}
+
+/// An HTTP/2 connection that requests share.
+#[derive(Debug)]
+pub struct H2Connection {
+    sender: RefCell<http2::SendRequest<Body>>,
+    streams: Cell<usize>,
+    closed: Cell<bool>,
+    metrics: Rc<RequestMetrics>,
+}
+
+impl H2Connection {
+    /// The metrics of requests to this service and this peer.
+    pub fn metrics(&self) -> &Rc<RequestMetrics> {
+        &self.metrics
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.closed.get() && !self.sender.borrow().is_closed()
+    }
+
+    /// Sends a request; one that never left comes back with the error.
+    pub fn send(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> + use<> {
+        self.sender.borrow_mut().try_send_request(request)
+    }
+}
+
+/// A request's share of an [`H2Connection`].
+#[derive(Debug)]
+pub struct StreamSlot(Rc<H2Connection>);
+
+impl StreamSlot {
+    fn new(connection: Rc<H2Connection>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self(connection)
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> &H2Connection {
+        &self.0
+    }
+}
+
+impl Drop for StreamSlot {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
+}
+
+type Waiter = oneshot::Sender<Result<StreamSlot, ConnectError>>;
+
+/// The HTTP/2 connections of one worker to one endpoint.
+#[derive(Debug, Default)]
+pub struct H2Pool {
+    connections: RefCell<SmallVec<[Rc<H2Connection>; 2]>>,
+    waiters: RefCell<Vec<Waiter>>,
+    connecting: Cell<bool>,
+}
+
+/// A connection that was made, ready to be driven.
+pub struct Made<IO> {
+    /// The connection's bytes.
+    pub io: IO,
+    /// The metrics of its requests.
+    pub requests: Rc<RequestMetrics>,
+    /// The metrics of the connection itself.
+    pub connection: Rc<ConnectionMetrics>,
+    /// Its place among the service's connections.
+    pub permit: Option<Permit>,
+}
+
+impl H2Pool {
+    /// A share of a connection that is there already and has room.
+    pub fn ready(&self) -> Option<StreamSlot> {
+        let best = self.best()?;
+        (best.streams.get() < STREAMS_BEFORE_ANOTHER).then(|| StreamSlot::new(best))
+    }
+
+    fn best(&self) -> Option<Rc<H2Connection>> {
+        let connections = self.connections.borrow();
+        connections.iter().filter(|c| c.is_usable()).min_by_key(|c| c.streams.get()).cloned()
+    }
+
+    /// A share of a connection; where there is none with room, `connect` makes one, for all that wait.
+    pub async fn get<IO, C, F>(self: &Rc<Self>, connect: C) -> Result<StreamSlot, ConnectError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+        C: FnOnce() -> F,
+        F: Future<Output = Result<Made<IO>, ConnectError>> + 'static,
+    {
+        if let Some(slot) = self.ready() {
+            return Ok(slot);
+        }
+        self.connections.borrow_mut().retain(|c| c.is_usable());
+        let best = self.best();
+        if self.connections.borrow().len() < MAX_CONNECTIONS && !self.connecting.replace(true) {
+            // A task of its own: a caller that goes away must not take the others' connection with it.
+            let (pool, making) = (Rc::clone(self), connect());
+            spawn_local(async move {
+                let made = match making.await {
+                    Ok(made) => pool.start(made).await,
+                    Err(e) => Err(e),
+                };
+                pool.connecting.set(false);
+                pool.answer(made);
+            });
+        }
+        if let Some(best) = best {
+            return Ok(StreamSlot::new(best));
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.waiters.borrow_mut().push(sender);
+        receiver.await.unwrap_or_else(|_| Err(ConnectError::new(Reason::ConnectFailed, "the connection was given up")))
+    }
+
+    async fn start<IO>(self: &Rc<Self>, made: Made<IO>) -> Result<Rc<H2Connection>, ConnectError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let (sender, driver) = http2::Builder::new(LocalExec)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(64 * 1024)
+            .keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .handshake(TokioIo::new(made.io))
+            .await
+            .map_err(|e| ConnectError::new(Reason::ProtocolError, format_args!("HTTP/2 could not start: {e}")))?;
+        let connection = Rc::new(H2Connection {
+            sender: RefCell::new(sender),
+            streams: Cell::new(0),
+            closed: Cell::new(false),
+            metrics: made.requests,
+        });
+        self.connections.borrow_mut().push(Rc::clone(&connection));
+        let (weak, pool) = (Rc::downgrade(&connection), Rc::downgrade(self));
+        spawn_local(async move {
+            made.connection.opened();
+            if let Err(error) = driver.await {
+                tracing::debug!(%error, "a connection to a peer broke");
+            }
+            made.connection.closed();
+            drop(made.permit);
+            if let Some(connection) = weak.upgrade() {
+                connection.closed.set(true);
+            }
+            if let Some(pool) = pool.upgrade() {
+                pool.connections.borrow_mut().retain(|c| c.is_usable());
+            }
+        });
+        Ok(connection)
+    }
+
+    fn answer(&self, made: Result<Rc<H2Connection>, ConnectError>) {
+        for waiter in self.waiters.take() {
+            // A waiter that has gone away needs no answer.
+            let _ = waiter.send(made.clone().map(StreamSlot::new));
+        }
+    }
+}
+
+/// An HTTP/1.1 connection that carries one request at a time.
+pub type H1Sender = http1::SendRequest<Body>;
+
+struct Idle {
+    sender: H1Sender,
+    since: Instant,
+}
+
+/// The idle HTTP/1.1 connections of one worker to one destination.
+#[derive(Default)]
+pub struct H1Pool {
+    idle: RefCell<Vec<Idle>>,
+    sweeping: Cell<bool>,
+}
+
+impl fmt::Debug for H1Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "H1Pool({} idle)", self.idle.borrow().len())
+    }
+}
+
+impl H1Pool {
+    /// The connection that was used last and is still open.
+    pub fn take(&self) -> Option<H1Sender> {
+        let now = Instant::now();
+        let mut idle = self.idle.borrow_mut();
+        while let Some(last) = idle.pop() {
+            if last.sender.is_ready() && now - last.since < MAX_IDLE {
+                return Some(last.sender);
+            }
+        }
+        None
+    }
+
+    /// Takes a connection back as soon as its response is complete.
+    pub fn give_back(self: &Rc<Self>, mut sender: H1Sender) {
+        let pool = Rc::clone(self);
+        spawn_local(async move {
+            if sender.ready().await.is_err() {
+                return;
+            }
+            {
+                let mut idle = pool.idle.borrow_mut();
+                if idle.len() >= MAX_IDLE_CONNECTIONS {
+                    return;
+                }
+                idle.push(Idle { sender, since: Instant::now() });
+            }
+            if !pool.sweeping.replace(true) {
+                pool.sweep().await;
+            }
+        });
+    }
+
+    /// Closes connections that have been idle too long, until there is none.
+    async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(MAX_IDLE / 2).await;
+            let now = Instant::now();
+            let mut idle = self.idle.borrow_mut();
+            idle.retain(|i| now - i.since < MAX_IDLE && !i.sender.is_closed());
+            if idle.is_empty() {
+                self.sweeping.set(false);
+                return;
+            }
+        }
+    }
+}
+
+/// Starts HTTP/1.1 on a connection and drives it, upgrades included.
+pub async fn start_h1<IO>(made: Made<IO>) -> Result<H1Sender, ConnectError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, driver) = http1::Builder::new()
+        .handshake(TokioIo::new(made.io))
+        .await
+        .map_err(|e| ConnectError::new(Reason::ProtocolError, format_args!("HTTP/1.1 could not start: {e}")))?;
+    spawn_local(async move {
+        made.connection.opened();
+        if let Err(error) = driver.with_upgrades().await {
+            tracing::debug!(%error, "an HTTP/1.1 connection broke");
+        }
+        made.connection.closed();
+        drop(made.permit);
+    });
+    Ok(sender)
+}

@@ -1,0 +1,78 @@
+//! Serves HTTP on a connection that was accepted, until it ends or is told to finish.
+
+use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    Body, LocalExec,
+    client::{CONNECTION_WINDOW, STREAM_WINDOW},
+};
+
+/// Streams that one HTTP/2 connection may have open at once.
+const MAX_STREAMS: u32 = 1_024;
+/// Bytes of a request head, after decompression.
+const MAX_HEADERS: u32 = 64 * 1024;
+
+/// Serves HTTP/1.x. `finish` ends the connection after the request under way.
+pub async fn http1<IO, H, F>(io: IO, handler: H, finish: impl Future<Output = ()>) -> hyper::Result<()>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Body>>,
+{
+    let service = service_fn(|request| {
+        let response = handler(request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let connection = http1::Builder::new()
+        .auto_date_header(false)
+        // An idle connection is the client's to keep; a head that never ends is bounded by its size.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return ended,
+        () = finish => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+/// Serves HTTP/2. `finish` sends GOAWAY and lets the streams under way end (RFC 9113 section 6.8).
+pub async fn http2<IO, H, F>(io: IO, handler: H, finish: impl Future<Output = ()>) -> hyper::Result<()>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let service = service_fn(|request| {
+        let response = handler(request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let connection = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return ended,
+        () = finish => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}

@@ -1,0 +1,83 @@
+//! Upgraded connections (RFC 9110 section 7.8), WebSocket among them, across the mesh.
+//!
+//! Between sidecars an upgrade is an ordinary HTTP/2 request whose header `outrigger-upgrade` names the protocol; once
+//! the other sidecar has answered with the same header, the bodies of the two directions are the connection's bytes.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+};
+
+use super::body::BodyError;
+use crate::net::copy::copy_both;
+
+/// Pieces on their way from the socket to the stream; more would only add latency.
+const IN_FLIGHT: usize = 4;
+const PIECE: usize = 16 * 1024;
+
+/// The sending half of a tunnel, as a body.
+#[derive(Debug)]
+pub struct TunnelBody(mpsc::Receiver<Bytes>);
+
+/// Feeds a [`TunnelBody`].
+#[derive(Debug)]
+pub struct TunnelSender(mpsc::Sender<Bytes>);
+
+/// A body whose bytes are sent while it is under way.
+pub fn channel() -> (TunnelSender, TunnelBody) {
+    let (sender, receiver) = mpsc::channel(IN_FLIGHT);
+    (TunnelSender(sender), TunnelBody(receiver))
+}
+
+impl TunnelBody {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0.poll_recv(cx).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// Carries an upgraded connection's bytes over a stream, each direction until its own end.
+pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incoming) {
+    let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+    let up = async move {
+        let mut buffer = bytes::BytesMut::new();
+        loop {
+            buffer.reserve(PIECE);
+            match read.read_buf(&mut buffer).await {
+                Ok(n) if n > 0 => {
+                    if sender.0.send(buffer.split().freeze()).await.is_err() {
+                        return;
+                    }
+                }
+                // Dropping the sender ends the stream's direction.
+                _ => return,
+            }
+        }
+    };
+    let down = async move {
+        while let Some(Ok(frame)) = incoming.frame().await {
+            if let Ok(data) = frame.into_data()
+                && (write.write_all(&data).await.is_err() || write.flush().await.is_err())
+            {
+                return;
+            }
+        }
+        // The peer learns of the end; where it has gone already there is nobody to tell.
+        let _ = write.shutdown().await;
+    };
+    tokio::join!(up, down);
+}
+
+/// Carries bytes between two upgraded connections, each direction until its own end.
+pub async fn join(first: Upgraded, second: Upgraded) {
+    let (mut first, mut second) = (TokioIo::new(first), TokioIo::new(second));
+    let none = bytes::BytesMut::new();
+    let (_, ended) = copy_both(&mut first, &mut second, none.clone(), none, None, |_, _| {}).await;
+    tracing::debug!(?ended, "an upgraded connection ended");
+}

@@ -1,0 +1,329 @@
+//! Getting a certificate from the CA: which credential to show, what to ask, what to accept, when to try again.
+//!
+//! - A valid certificate renews itself over mTLS. Only without one, or where the CA refused it for good, the token is used:
+//!   tokens are often single-use, and one that is read at each try can be replaced while we wait.
+//! - Every attempt makes a new key. It never leaves this process but for `key.pem`.
+//! - Transient failures are retried with full jitter under a ceiling that doubles from 1 s to 60 s; permanent ones every
+//!   60 s, or as soon as the token or the CA's bundle changes, because files do get replaced. While a certificate is valid the
+//!   ceiling is a quarter of what is left of it, so that a short-lived one is not slept through.
+
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use outrigger_ca::identity::{
+    SpiffeId, TrustDomain,
+    csr::new_key_and_csr,
+    enrol::{Credential, EnrolError, EnrolRequest, Enrolled, enrol},
+};
+use rustls::pki_types::UnixTime;
+
+use super::{
+    Clock, Identity, Usage,
+    files::{self, Fingerprint, Material},
+};
+use crate::config::CaConfig;
+
+/// First and last ceiling of the backoff after transient failures.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Pause after a failure that somebody has to mend.
+const PERMANENT_PAUSE: Duration = Duration::from_secs(60);
+/// No two attempts are closer than this.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// The CA. A trait, so that tests can be one.
+pub(super) trait CertificateAuthority: Send + Sync {
+    fn enrol<'a>(
+        &'a self,
+        request: EnrolRequest<'a>,
+    ) -> Pin<Box<dyn Future<Output = Result<Enrolled, EnrolError>> + Send + 'a>>;
+}
+
+/// The real one, over gRPC.
+pub(super) struct GrpcCa;
+
+impl CertificateAuthority for GrpcCa {
+    fn enrol<'a>(
+        &'a self,
+        request: EnrolRequest<'a>,
+    ) -> Pin<Box<dyn Future<Output = Result<Enrolled, EnrolError>> + Send + 'a>> {
+        Box::pin(enrol(request))
+    }
+}
+
+/// Why an attempt brought no certificate.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AttemptError {
+    #[error(transparent)]
+    Ca(#[from] EnrolError),
+    #[error(
+        "there is no valid certificate in {} and identity.ca.token_file is not set; set it, or put a certificate there (\"outrigger-ca issue --out\")", .0.display()
+    )]
+    NoCredential(PathBuf),
+    #[error("cannot read the join token {}: {why}; make one with \"outrigger-ca token create\"", path.display())]
+    Token { path: PathBuf, why: String },
+    #[error(
+        "cannot read identity.ca.bundle {}: {why}; write the output of \"outrigger-ca bundle show\" there", path.display()
+    )]
+    Bundle { path: PathBuf, why: String },
+    #[error("{0}")]
+    Key(String),
+    #[error("what {address} issued cannot be used: {why}; look at the CA's log")]
+    Unusable { address: String, why: String },
+}
+
+impl AttemptError {
+    /// Whether somebody has to change something before an attempt can succeed.
+    pub(super) fn is_permanent(&self) -> bool {
+        match self {
+            Self::Ca(e) => e.is_permanent(),
+            Self::NoCredential(_) | Self::Token { .. } | Self::Bundle { .. } => true,
+            Self::Key(_) | Self::Unusable { .. } => false,
+        }
+    }
+}
+
+/// A new identity and the texts to keep.
+pub(super) struct Issued {
+    pub(super) identity: Identity,
+    pub(super) material: Material,
+}
+
+pub(super) type Attempt = Pin<Box<dyn Future<Output = Result<Issued, AttemptError>> + Send>>;
+
+/// When and how to ask the CA next.
+pub(super) struct Enroller {
+    config: CaConfig,
+    ca: Arc<dyn CertificateAuthority>,
+    failures: u32,
+    due: Option<SystemTime>,
+    used_certificate: bool,
+    certificate_refused: bool,
+    inputs: [Option<Fingerprint>; 2],
+}
+
+impl Enroller {
+    pub(super) fn new(config: CaConfig, ca: Arc<dyn CertificateAuthority>) -> Self {
+        let mut enroller = Self {
+            config,
+            ca,
+            failures: 0,
+            due: None,
+            used_certificate: false,
+            certificate_refused: false,
+            inputs: [None, None],
+        };
+        enroller.inputs = enroller.fingerprints();
+        enroller
+    }
+
+    pub(super) fn address(&self) -> String {
+        self.config.address.to_string()
+    }
+
+    /// When the next attempt is due.
+    pub(super) fn due(&self) -> Option<SystemTime> {
+        self.due
+    }
+
+    /// Plans the renewal of an identity. `fresh`: issued a moment ago, so that a notBefore that the CA set back, against clocks
+    /// that differ, does not count as lived time.
+    pub(super) fn plan(&mut self, identity: Option<&Identity>, fresh: bool, now: SystemTime) {
+        self.failures = 0;
+        self.due = Some(match identity {
+            Some(identity) if identity.check_valid(now).is_ok() => {
+                let from = if fresh { now } else { identity.not_before };
+                let at = renewal_time(from, identity.not_after, fastrand::f64());
+                // Many that start together with old certificates do not all ask at once.
+                if at > now { at } else { now + at_most(Duration::from_secs(30), left(identity, now) / 10) }
+            }
+            _ => now,
+        });
+    }
+
+    /// Plans the next attempt after a failed one, and gives the pause.
+    pub(super) fn failed(&mut self, error: &AttemptError, current: Option<&Identity>, now: SystemTime) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let permanent = error.is_permanent();
+        // The certificate and the token take turns once the CA has refused the certificate for good.
+        self.certificate_refused = permanent && self.used_certificate;
+        let mut ceiling = if permanent {
+            PERMANENT_PAUSE
+        } else {
+            BACKOFF.0.saturating_mul(1 << (self.failures - 1).min(16)).min(BACKOFF.1)
+        };
+        if let Some(identity) = current.filter(|i| i.check_valid(now).is_ok()) {
+            ceiling = ceiling.min(left(identity, now) / 4);
+        }
+        let pause = if permanent && self.certificate_refused && self.config.token_file.is_some() {
+            SHORTEST_PAUSE
+        } else if permanent {
+            ceiling.mul_f64(0.9 + 0.2 * fastrand::f64())
+        } else {
+            ceiling.mul_f64(fastrand::f64())
+        };
+        let pause = pause.max(SHORTEST_PAUSE);
+        self.due = Some(now + pause);
+        pause
+    }
+
+    /// Whether an attempt is due. A changed token or CA bundle makes it so while attempts are failing.
+    pub(super) fn is_due(&mut self, now: SystemTime) -> bool {
+        let inputs = self.fingerprints();
+        if inputs != self.inputs {
+            self.inputs = inputs;
+            if self.failures > 0 {
+                self.due = Some(now);
+            }
+        }
+        self.due.is_some_and(|due| now >= due)
+    }
+
+    fn fingerprints(&self) -> [Option<Fingerprint>; 2] {
+        [files::fingerprint(&self.config.bundle), self.config.token_file.as_deref().and_then(files::fingerprint)]
+    }
+
+    /// One attempt, which owns all that it needs.
+    pub(super) fn attempt(
+        &mut self,
+        current: Option<(&Identity, &Material)>,
+        dir: &Path,
+        trust_domain: Option<&TrustDomain>,
+        clock: &Clock,
+    ) -> Attempt {
+        let now = clock();
+        let valid = current.filter(|(identity, _)| identity.check_valid(now).is_ok());
+        let with_token = valid.is_none() || (self.certificate_refused && self.config.token_file.is_some());
+        self.used_certificate = !with_token;
+        let certificate = valid.filter(|_| !with_token).map(|(_, material)| Credential::Certificate {
+            chain_pem: String::from_utf8_lossy(&material.chain_pem).into_owned(),
+            key_pem: String::from_utf8_lossy(&material.key_pem).into_owned(),
+        });
+        // Only a renewal knows whom it is for; a token says it to the CA alone.
+        let id = valid.map(|(identity, _)| identity.id.clone());
+        let task = Task {
+            config: self.config.clone(),
+            ca: self.ca.clone(),
+            certificate,
+            id,
+            dir: dir.to_owned(),
+            trust_domain: trust_domain.cloned(),
+            clock: clock.clone(),
+        };
+        Box::pin(task.run())
+    }
+}
+
+struct Task {
+    config: CaConfig,
+    ca: Arc<dyn CertificateAuthority>,
+    certificate: Option<Credential>,
+    id: Option<SpiffeId>,
+    dir: PathBuf,
+    trust_domain: Option<TrustDomain>,
+    clock: Clock,
+}
+
+impl Task {
+    async fn run(self) -> Result<Issued, AttemptError> {
+        let bundle_pem = read_text(&self.config.bundle)
+            .map_err(|why| AttemptError::Bundle { path: self.config.bundle.clone(), why })?;
+        let credential = match self.certificate.clone() {
+            Some(certificate) => certificate,
+            None => self.token()?,
+        };
+        let (key, csr) = new_key_and_csr(self.id.as_ref()).map_err(|e| AttemptError::Key(e.to_string()))?;
+        let address = self.config.address.to_string();
+        let request = EnrolRequest {
+            address: &address,
+            bundle_pem: &bundle_pem,
+            credential,
+            csr_pem: csr.as_str(),
+            ttl: self.config.ttl.map(|ttl| ttl.get()),
+        };
+        let enrolled = self.ca.enrol(request).await?;
+        let material = Material {
+            chain_pem: enrolled.chain_pem.into_bytes(),
+            key_pem: key.as_str().as_bytes().to_vec(),
+            bundle_pem: enrolled.roots_pem.into_bytes(),
+        };
+        let identity = self.check(&material).map_err(|why| AttemptError::Unusable { address, why })?;
+        Ok(Issued { identity, material })
+    }
+
+    fn token(&self) -> Result<Credential, AttemptError> {
+        let Some(path) = &self.config.token_file else {
+            return Err(AttemptError::NoCredential(self.dir.clone()));
+        };
+        let fail = |why: String| AttemptError::Token { path: path.clone(), why };
+        let token = read_text(path).map_err(fail)?;
+        match token.trim() {
+            "" => Err(fail("it is empty".to_owned())),
+            token => Ok(Credential::Token(token.to_owned())),
+        }
+    }
+
+    /// A certificate that peers would refuse, or that makes us somebody else, must not replace a good one.
+    fn check(&self, material: &Material) -> Result<Identity, String> {
+        let identity = files::parse(material, &self.dir, self.trust_domain.as_ref()).map_err(|e| e.to_string())?;
+        // Not the time at which we asked: a CA that does not set notBefore back dates it later than that.
+        let now = (self.clock)();
+        identity.check_valid(now).map_err(|e| e.to_string())?;
+        if let Some(id) = self.id.as_ref().filter(|id| **id != identity.id) {
+            return Err(format!("it is for {}, but we are {id}", identity.id));
+        }
+        let Some((leaf, intermediates)) = identity.key.cert.split_first() else {
+            return Err("it is empty".to_owned());
+        };
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        for usage in [Usage::Server, Usage::Client] {
+            identity
+                .bundle
+                .verify(leaf, intermediates, UnixTime::since_unix_epoch(since), usage)
+                .map_err(|fault| format!("its chain does not verify against the root that came with it ({fault})"))?;
+        }
+        Ok(identity)
+    }
+}
+
+/// Half of the life, give or take a tenth of that (SPIRE): enough tries before the end, and no herd. `roll` is in 0..1.
+fn renewal_time(from: SystemTime, not_after: SystemTime, roll: f64) -> SystemTime {
+    let life = not_after.duration_since(from).unwrap_or(Duration::ZERO);
+    from + life.mul_f64(0.45 + 0.1 * roll)
+}
+
+fn left(identity: &Identity, now: SystemTime) -> Duration {
+    identity.not_after.duration_since(now).unwrap_or(Duration::ZERO)
+}
+
+/// A random time up to the smaller of both.
+fn at_most(a: Duration, b: Duration) -> Duration {
+    a.min(b).mul_f64(fastrand::f64())
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let bytes = files::read(path).map_err(|e| match e {
+        files::IdentityError::Missing(_) => "it is not there".to_owned(),
+        files::IdentityError::Unreadable { why, uid, .. } => format!("{why} (the sidecar runs as uid {uid})"),
+        other => other.to_string(),
+    })?;
+    String::from_utf8(bytes).map_err(|_| "it is not text".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_is_at_half_of_the_life_within_a_tenth_of_it() {
+        let from = SystemTime::UNIX_EPOCH;
+        let end = from + Duration::from_secs(1000);
+        assert_eq!(renewal_time(from, end, 0.0), from + Duration::from_secs(450));
+        assert_eq!(renewal_time(from, end, 1.0), from + Duration::from_secs(550));
+        assert_eq!(renewal_time(end, from, 0.5), end, "a life that ends before it begins renews at once");
+    }
+}

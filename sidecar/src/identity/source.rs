@@ -1,0 +1,321 @@
+//! The one task that owns the identity: looks at the files every second, asks the CA when it is due, says loudly what fails.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use outrigger_ca::identity::TrustDomain;
+use tokio::time::MissedTickBehavior;
+
+use super::{
+    Clock, Identity, IdentityError, NotValidNow, Shared,
+    enrol::{Attempt, AttemptError, Enroller, Issued},
+    files::{self, Fingerprint, Loaded, Material},
+    words_for,
+};
+use crate::config::IdentityConfig;
+
+/// How often files and deadlines are looked at. Four `stat` calls a second cost nothing; inotify would miss the symlink swaps
+/// of Kubernetes and everything on network file systems.
+const TICK: Duration = Duration::from_secs(1);
+/// A certificate from files that has less than this share of its life left is warned about: nobody has renewed it.
+const UNRENEWED: f64 = 0.25;
+
+/// Smaller steps back of the wall clock change no plan worth naming.
+const CLOCK_STEP: Duration = Duration::from_secs(60);
+
+type Fingerprints = [Option<Fingerprint>; 3];
+
+/// The task's state.
+pub(super) struct Source {
+    dir: PathBuf,
+    trust_domain: Option<TrustDomain>,
+    enroller: Option<Enroller>,
+    clock: Clock,
+    shared: Arc<Shared>,
+    current: Option<(Identity, Material)>,
+    generation: u64,
+    seen: Fingerprints,
+    // Whether `seen` is so young that another change could hide behind the same time stamps.
+    young: bool,
+    // The error of a reload, until the files have been still for a tick: who replaces three files one after another passes
+    // through states that do not match, and that is no news.
+    unsettled: Option<IdentityError>,
+    expiry_said: Option<Expiry>,
+    last_tick: SystemTime,
+}
+
+#[derive(PartialEq, Eq, Clone, Copy)]
+enum Expiry {
+    Soon,
+    Over,
+}
+
+impl Source {
+    pub(super) fn new(config: &IdentityConfig, enroller: Option<Enroller>, clock: Clock, shared: Arc<Shared>) -> Self {
+        Self {
+            dir: config.dir.clone(),
+            trust_domain: config.trust_domain.clone(),
+            enroller,
+            clock,
+            shared,
+            current: None,
+            generation: 0,
+            seen: [None; 3],
+            young: true,
+            unsettled: None,
+            expiry_said: None,
+            last_tick: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    /// What is in the folder when the process starts.
+    pub(super) fn first_load(&mut self) {
+        let now = (self.clock)();
+        self.look();
+        match files::load_material(&self.dir, self.trust_domain.as_ref()) {
+            Ok(loaded) => self.adopt(loaded.identity, loaded.material, loaded.warnings),
+            // With a CA an empty folder is how every workload starts.
+            Err(IdentityError::Missing(_)) if self.enroller.is_some() => {}
+            Err(error) => self.complain(&error),
+        }
+        self.plan(false, now);
+        self.check_expiry(now);
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut attempt: Option<Attempt> = None;
+        loop {
+            // Files are looked at while an attempt is under way: it may take 20 s, a new bundle must not wait for it.
+            let result = tokio::select! {
+                _ = ticks.tick() => None,
+                result = finished(&mut attempt) => Some(result),
+            };
+            let now = (self.clock)();
+            if let Some(result) = result {
+                attempt = None;
+                match result {
+                    Ok(issued) => self.renewed(issued, now),
+                    Err(error) => self.renewal_failed(&error, now),
+                }
+            }
+            self.look_at_files(now);
+            self.check_expiry(now);
+            self.check_clock(now);
+            if attempt.is_none()
+                && let Some(enroller) = &mut self.enroller
+                && enroller.is_due(now)
+            {
+                let current = self.current.as_ref().map(|(identity, material)| (identity, material));
+                attempt = Some(enroller.attempt(current, &self.dir, self.trust_domain.as_ref(), &self.clock));
+            }
+        }
+    }
+
+    fn look_at_files(&mut self, now: SystemTime) {
+        let still = !self.look();
+        if still && !self.young {
+            if let Some(error) = self.unsettled.take() {
+                self.complain(&error);
+            }
+            return;
+        }
+        if self.current.as_ref().is_some_and(|(_, known)| files::holds(&self.dir, known)) {
+            self.unsettled = None;
+            self.shared.notes().file_error = None;
+            return;
+        }
+        match files::load_material(&self.dir, self.trust_domain.as_ref()) {
+            Ok(loaded) => self.reloaded(loaded, now),
+            Err(IdentityError::Missing(_)) if self.enroller.is_some() && self.current.is_none() => {}
+            Err(error) => {
+                if self.enroller.is_some() {
+                    // The certificate may live in memory only (a read-only folder); the roots are the operator's all the same.
+                    self.reload_bundle();
+                }
+                if still && self.unsettled.take().is_some() {
+                    self.complain(&error);
+                } else {
+                    self.unsettled = Some(error);
+                }
+            }
+        }
+    }
+
+    /// Takes the files' fingerprints, before they are read: what changes meanwhile is seen at the next tick. Returns whether
+    /// they changed.
+    fn look(&mut self) -> bool {
+        let seen = self.fingerprints();
+        let changed = seen != self.seen;
+        self.seen = seen;
+        // Time stamps advance in steps of some milliseconds, on network file systems of a second.
+        self.young = seen.iter().flatten().any(|f| f.is_younger_than(2 * TICK));
+        changed
+    }
+
+    fn reloaded(&mut self, loaded: Loaded, now: SystemTime) {
+        let Loaded { identity, material, warnings } = loaded;
+        // With a CA our own renewal may be newer than what lies in a folder that we cannot write.
+        let older = self.enroller.is_some()
+            && self.current.as_ref().is_some_and(|(known, _)| {
+                known.check_valid(now).is_ok()
+                    && known.key.cert != identity.key.cert
+                    && (identity.not_after <= known.not_after || identity.check_valid(now).is_err())
+            });
+        if older {
+            return self.reload_bundle();
+        }
+        let same_certificate = self.current.as_ref().is_some_and(|(known, _)| known.key.cert == identity.key.cert);
+        tracing::info!(id = %identity.id, serial = %identity.serial, dir = %self.dir.display(), "identity files changed, loaded");
+        self.adopt(identity, material, warnings);
+        if !same_certificate {
+            self.shared.notes().ca_error = None;
+            self.plan(false, now);
+        }
+    }
+
+    fn reload_bundle(&mut self) {
+        let Some((identity, material)) = self.current.clone() else { return };
+        let Ok((bundle, pem)) = files::read_bundle(&self.dir) else { return };
+        if bundle.same_as(&identity.bundle) {
+            return;
+        }
+        tracing::info!(roots = ?bundle, dir = %self.dir.display(), "bundle changed, loaded");
+        let identity = Identity { bundle: Arc::new(bundle), ..identity };
+        let warnings = files::doubts(&identity);
+        self.adopt(identity, Material { bundle_pem: pem, ..material }, warnings);
+    }
+
+    fn renewed(&mut self, issued: Issued, now: SystemTime) {
+        let Issued { identity, material } = issued;
+        let mut warnings = files::doubts(&identity);
+        if let Err(error) = files::persist(&self.dir, &material) {
+            let uid = nix::unistd::geteuid().as_raw();
+            let warning = format!(
+                "the certificate cannot be kept in {} ({error}); it lives in memory and a restart must enrol anew; make the folder writable for uid {uid}",
+                self.dir.display()
+            );
+            tracing::warn!("{warning}");
+            warnings.push(warning);
+        }
+        self.look();
+        tracing::info!(
+            id = %identity.id, serial = %identity.serial,
+            valid_for = %words_for(identity.not_after.duration_since(now).unwrap_or_default()),
+            "certificate issued by the CA"
+        );
+        let mut notes = self.shared.notes();
+        notes.renewals_ok += 1;
+        notes.ca_error = None;
+        drop(notes);
+        self.adopt(identity, material, warnings);
+        self.plan(true, now);
+    }
+
+    fn renewal_failed(&mut self, error: &AttemptError, now: SystemTime) {
+        let current = self.current.as_ref().map(|(identity, _)| identity);
+        let Some(enroller) = &mut self.enroller else { return };
+        let pause = enroller.failed(error, current, now);
+        let due = enroller.due();
+        let (permanent, ca) = (error.is_permanent(), enroller.address());
+        let retry = format!("{:.1} s", pause.as_secs_f32());
+        match current.and_then(|i| i.not_after.duration_since(now).ok()) {
+            Some(left) if !permanent => {
+                tracing::warn!(%error, %ca, %retry, certificate_left = %words_for(left), "renewal failed");
+            }
+            left => {
+                let left = left.map_or("no valid certificate".to_owned(), words_for);
+                tracing::error!(%error, %ca, %retry, certificate_left = %left, permanent, "no certificate from the CA");
+            }
+        }
+        let mut notes = self.shared.notes();
+        notes.renewals_failed += 1;
+        notes.ca_error = Some((error.to_string(), now));
+        notes.next_renewal = due;
+    }
+
+    fn adopt(&mut self, mut identity: Identity, material: Material, warnings: Vec<String>) {
+        self.generation += 1;
+        identity.generation = self.generation;
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        let mut notes = self.shared.notes();
+        notes.warnings = warnings;
+        notes.file_error = None;
+        drop(notes);
+        self.unsettled = None;
+        self.expiry_said = None;
+        self.current = Some((identity.clone(), material));
+        self.shared.publish(identity);
+    }
+
+    fn plan(&mut self, fresh: bool, now: SystemTime) {
+        if let Some(enroller) = &mut self.enroller {
+            enroller.plan(self.current.as_ref().map(|(identity, _)| identity), fresh, now);
+            self.shared.notes().next_renewal = enroller.due();
+        }
+    }
+
+    fn complain(&self, error: &IdentityError) {
+        let text = error.to_string();
+        let mut notes = self.shared.notes();
+        if notes.file_error.as_ref().is_some_and(|(known, _)| *known == text) {
+            return;
+        }
+        let kept = if self.current.is_some() { "the identity in use stays" } else { "there is no identity" };
+        tracing::error!(error = %text, "cannot load the identity; {kept}");
+        notes.file_error = Some((text, (self.clock)()));
+    }
+
+    /// A plan made by a clock that was then set back may lie years ahead.
+    fn check_clock(&mut self, now: SystemTime) {
+        if let Ok(back) = self.last_tick.duration_since(now)
+            && back > CLOCK_STEP
+        {
+            tracing::warn!("the clock went back by {}, renewal is planned anew", words_for(back));
+            self.plan(false, now);
+        }
+        self.last_tick = now;
+    }
+
+    /// Says once for each identity that it nears its end, and that it has reached it.
+    fn check_expiry(&mut self, now: SystemTime) {
+        let Some((identity, _)) = &self.current else { return };
+        match identity.check_valid(now) {
+            Err(why @ NotValidNow::Expired { .. }) if self.expiry_said != Some(Expiry::Over) => {
+                self.expiry_said = Some(Expiry::Over);
+                tracing::error!("{why}; every new mesh connection is refused until there is a new one");
+            }
+            Ok(()) if self.expiry_said.is_none() => {
+                let life = identity.not_after.duration_since(identity.not_before).unwrap_or_default();
+                let left = identity.not_after.duration_since(now).unwrap_or_default();
+                if left.as_secs_f64() < life.as_secs_f64() * UNRENEWED {
+                    self.expiry_said = Some(Expiry::Soon);
+                    let whose = if self.enroller.is_some() {
+                        "renewals have failed so far, see last_error in /certs"
+                    } else {
+                        "nobody has replaced the files yet"
+                    };
+                    tracing::warn!(serial = %identity.serial, "our own certificate expires in {}; {whose}", words_for(left));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn fingerprints(&self) -> Fingerprints {
+        ["cert.pem", "key.pem", "bundle.pem"].map(|name| files::fingerprint(&self.dir.join(name)))
+    }
+}
+
+async fn finished(attempt: &mut Option<Attempt>) -> Result<Issued, AttemptError> {
+    match attempt {
+        Some(attempt) => attempt.await,
+        None => std::future::pending().await,
+    }
+}

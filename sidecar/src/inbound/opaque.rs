@@ -1,0 +1,74 @@
+//! Opaque bytes of a peer, handed to the application.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+use crate::{
+    http::client::ConnectError,
+    net::{copy, listen},
+    reason::Reason,
+    telemetry::{Direction, Transport},
+    worker::{Phase, Worker},
+};
+
+/// Carries bytes both ways until both sides have ended. `socket` gives the peer's socket; `application` is the
+/// connection to the application where there is one already, and `said` what it has said.
+pub(super) async fn carry<IO>(
+    worker: &Rc<Worker>,
+    mut io: IO,
+    socket: impl Fn(&IO) -> &TcpStream,
+    application: Option<TcpStream>,
+    said: BytesMut,
+    transport: Transport,
+    destination: SocketAddr,
+) -> Result<(), ConnectError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let dialled = match application {
+        Some(application) => Ok(application),
+        None => worker.inbound.applications.dial(destination).await,
+    };
+    let mut application = match dialled {
+        Ok(application) => application,
+        Err(e) => {
+            // What the workload sees is what it would see without sidecars: a connection that breaks.
+            listen::reset_on_close(socket(&io));
+            return Err(e);
+        }
+    };
+    let metrics = worker.metrics.connections(Direction::Inbound, transport);
+    let _busy = worker.busy();
+    metrics.opened();
+    let counting = metrics.clone();
+    let copying = copy::copy_both(&mut io, &mut application, BytesMut::new(), said, None, |forth, back| {
+        counting.bytes(forth, back);
+    });
+    let ended = tokio::select! {
+        biased;
+        (_, ended) = copying => Some(ended),
+        () = worker.reached(Phase::Closing) => None,
+    };
+    metrics.closed();
+    match ended {
+        Some(copy::Ended::Closed) => Ok(()),
+        Some(copy::Ended::FirstBroke(error)) => {
+            tracing::debug!(%error, "the peer's connection broke");
+            listen::reset_on_close(&application);
+            Ok(())
+        }
+        Some(copy::Ended::SecondBroke(error)) => {
+            listen::reset_on_close(socket(&io));
+            Err(ConnectError::new(Reason::ApplicationReset, format_args!("the application broke a connection: {error}")))
+        }
+        Some(copy::Ended::Idle) | None => {
+            listen::reset_on_close(socket(&io));
+            Err(ConnectError::new(Reason::Draining, "an opaque connection was still open at the end of the drain time"))
+        }
+    }
+}

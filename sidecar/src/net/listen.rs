@@ -1,0 +1,104 @@
+//! Listening sockets of the workers, and where a redirected connection was going.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    time::Duration,
+};
+
+use nix::sys::socket::{getsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+const BACKLOG: i32 = 4_096;
+
+/// Finds dead peers of silent connections: first probe after a minute, then every 15 s, four of them.
+pub(crate) fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4)
+}
+
+/// Binds a listening socket that several workers share by `SO_REUSEPORT`; an IPv6 wildcard takes IPv4 as well.
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Binds `port` on every address, of IPv4 alone where the kernel has no IPv6.
+pub fn bind_any(port: u16) -> io::Result<std::net::TcpListener> {
+    match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
+        Err(e) if no_ipv6(&e) => bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)),
+        other => other,
+    }
+}
+
+/// Binds `port` on 127.0.0.1, and on ::1 where there is IPv6.
+pub fn bind_loopback(port: u16) -> io::Result<Vec<std::net::TcpListener>> {
+    let mut all = vec![bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port))?];
+    match bind(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)) {
+        Ok(l) => all.push(l),
+        Err(e) if no_ipv6(&e) => {}
+        Err(e) => return Err(e),
+    }
+    Ok(all)
+}
+
+fn no_ipv6(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// Options of every accepted connection.
+pub fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&keepalive())
+}
+
+/// Makes the closing of `stream` send a reset, so that the other side learns that the connection broke.
+pub fn reset_on_close(stream: &TcpStream) {
+    // Failing to set the option only turns the reset into an ordinary close.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// The destination that the client dialled before the redirection (`SO_ORIGINAL_DST`), of either family.
+///
+/// A connection that was not redirected answers with the listener's own address.
+pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let local = stream.local_addr()?;
+    let v4 = match local.ip() {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(ip) => ip.to_ipv4_mapped().is_some(),
+    };
+    let answer = if v4 {
+        getsockopt(stream, sockopt::OriginalDst).map(|a| {
+            SocketAddr::new(Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr)).into(), u16::from_be(a.sin_port))
+        })
+    } else {
+        getsockopt(stream, sockopt::Ip6tOriginalDst).map(|a| {
+            let scope = a.sin6_scope_id;
+            SocketAddrV6::new(Ipv6Addr::from(a.sin6_addr.s6_addr), u16::from_be(a.sin6_port), 0, scope).into()
+        })
+    };
+    match answer {
+        Ok(address) => Ok(address),
+        // No connection tracking entry: nobody redirected this connection.
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOPROTOOPT) => Ok(canonical(local)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// An IPv4-mapped IPv6 address as the IPv4 address that it is.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Turns a bound socket into a listener of this thread's runtime.
+pub fn into_tokio(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    TcpListener::from_std(listener)
+}

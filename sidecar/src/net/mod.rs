@@ -1,0 +1,12 @@
+//! Sockets: listening, the original destination, what the first bytes say, copying bytes.
+
+pub mod connect;
+pub mod copy;
+pub mod detect;
+pub mod listen;
+pub mod look;
+pub mod peeked;
+pub mod stream;
+
+pub use peeked::Peeked;
+pub use stream::Upstream;

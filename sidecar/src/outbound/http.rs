@@ -1,0 +1,136 @@
+//! The workload's HTTP connections: each request is given to the service that it names.
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc};
+
+use http::{Request, Response, Version, header::HOST, uri::Authority};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::{
+    forward::{self, forward, refused},
+    passthrough_allowed,
+    service::Service,
+    upgrade,
+};
+use crate::{
+    http::{Body, headers, reply, reply::is_grpc, server},
+    net::{Peeked, detect},
+    reason::Reason,
+    telemetry::{Direction, Transport},
+    worker::{Phase, Worker},
+};
+
+/// One connection of the workload, and what its requests have in common.
+struct Client {
+    worker: Rc<Worker>,
+    destination: SocketAddr,
+    /// The service that the last request named: almost always that of the next one.
+    last: RefCell<Option<(Authority, Rc<Service>)>>,
+    /// Stands for the original destination, for requests that name no service.
+    passthrough: RefCell<Option<Rc<Service>>>,
+}
+
+/// Serves HTTP/1.x.
+pub(super) async fn serve_http1(worker: Rc<Worker>, io: Peeked, destination: SocketAddr) {
+    serve(worker, destination, async |client, finish| {
+        server::http1(io, |request| handle(Rc::clone(&client), request), finish).await
+    })
+    .await;
+}
+
+/// Serves HTTP/2 with prior knowledge.
+pub(super) async fn serve_http2(worker: Rc<Worker>, io: Peeked, destination: SocketAddr) {
+    serve(worker, destination, async |client, finish| {
+        server::http2(io, |request| handle(Rc::clone(&client), request), finish).await
+    })
+    .await;
+}
+
+async fn serve<F>(worker: Rc<Worker>, destination: SocketAddr, serving: F)
+where
+    F: AsyncFnOnce(Rc<Client>, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> hyper::Result<()>,
+{
+    let metrics = worker.metrics.connections(Direction::Outbound, Transport::Plaintext);
+    let finish = Box::pin(worker.reached(Phase::Closing));
+    let client = Rc::new(Client { worker, destination, last: RefCell::default(), passthrough: RefCell::default() });
+    metrics.opened();
+    if let Err(error) = serving(client, finish).await {
+        tracing::debug!(%error, "the workload's HTTP connection ended");
+    }
+    metrics.closed();
+}
+
+async fn handle(client: Rc<Client>, mut request: Request<Incoming>) -> Response<Body> {
+    let worker = &client.worker;
+    let service = match client.service_of(&request) {
+        Ok(service) => service,
+        Err((reason, detail)) => {
+            worker.metrics.error(Direction::Outbound, reason.code());
+            return reply::reply(reason, &detail, is_grpc(request.headers()));
+        }
+    };
+    name_host(&mut request, &service, client.destination);
+    if upgrade::is_asked_for(&request) {
+        return upgrade::forward(worker, &service, request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let grpc = is_grpc(&parts.headers);
+    match forward::outgoing(&service, parts) {
+        Ok(outgoing) => forward(worker, &service, outgoing, body).await,
+        Err(e) => {
+            refused(worker, &service.unattached, Instant::now(), Reason::BadRequest, &e.to_string(), grpc)
+        }
+    }
+}
+
+impl Client {
+    /// Names the service: by the authority, else by where the workload was going.
+    fn service_of(&self, request: &Request<Incoming>) -> Result<Rc<Service>, (Reason, String)> {
+        let named = match headers::authority(request.uri(), request.headers()) {
+            Ok(authority) => Some(authority),
+            // Before HTTP/1.1 a request need not say whom it is for.
+            Err(headers::TargetError::NoHost) if request.version() < Version::HTTP_11 => None,
+            Err(e) => return Err((Reason::BadRequest, e.to_string())),
+        };
+        if let (Some(authority), Some((last, service))) = (&named, &*self.last.borrow())
+            && authority == last
+        {
+            return Ok(Rc::clone(service));
+        }
+        let port = self.destination.port();
+        let by_name = named
+            .as_ref()
+            .and_then(|authority| detect::host_of(authority.as_str()))
+            .and_then(|host| self.worker.services.by_host(&self.worker, &host, port));
+        let service = match by_name.or_else(|| self.worker.services.by_address(&self.worker, self.destination)) {
+            Some(service) => service,
+            None => self.passthrough()?,
+        };
+        if let Some(authority) = named {
+            *self.last.borrow_mut() = Some((authority, Rc::clone(&service)));
+        }
+        Ok(service)
+    }
+
+    fn passthrough(&self) -> Result<Rc<Service>, (Reason, String)> {
+        passthrough_allowed(&self.worker, self.destination).map_err(|e| (e.reason, e.message.to_string()))?;
+        let mut passthrough = self.passthrough.borrow_mut();
+        let service = passthrough.get_or_insert_with(|| Service::passthrough(&self.worker, self.destination));
+        Ok(Rc::clone(service))
+    }
+}
+
+/// Gives a request of HTTP/1.0 that has no Host the one that it means.
+fn name_host(request: &mut Request<Incoming>, service: &Service, destination: SocketAddr) {
+    if request.uri().authority().is_some() || request.headers().contains_key(HOST) {
+        return;
+    }
+    let value = if service.is_mesh() {
+        http::HeaderValue::from_str(service.spec.expect.host.as_str())
+    } else {
+        http::HeaderValue::from_str(&destination.to_string())
+    };
+    if let Ok(value) = value {
+        request.headers_mut().insert(HOST, value);
+    }
+}

@@ -1,0 +1,143 @@
+//! The outbound journey: from a connection of the workload to an endpoint of the service that it means.
+//!
+//! 1. accept, and recover where the workload was going; 2. look at the first bytes; 3. name the service; then
+//! [`http`] carries requests and [`opaque`] carries bytes.
+
+mod connect;
+mod endpoint;
+mod forward;
+mod http;
+mod opaque;
+mod service;
+mod services;
+mod upgrade;
+
+use std::{io, net::SocketAddr, rc::Rc};
+
+use tokio::net::TcpStream;
+
+pub use endpoint::Endpoint;
+pub use service::Service;
+pub use services::Services;
+
+use crate::{
+    config::Unmatched,
+    http::client::ConnectError,
+    net::{
+        Peeked,
+        detect::{self, HostHeader, Kind},
+        listen,
+        look::{Look, look},
+    },
+    reason::Reason,
+    telemetry::Direction,
+    worker::Worker,
+};
+
+/// What a connection of the workload carries.
+enum Carries {
+    Http1,
+    Http2,
+    Bytes(Rc<Service>),
+}
+
+/// Carries one connection of the workload to its end.
+pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream) {
+    let destination = match begin(&worker, &stream) {
+        Ok(destination) => destination,
+        Err(refused) => return refuse(&worker, &stream, &refused),
+    };
+    let named_by_address = worker.services.by_address(&worker, destination);
+    let silence = worker.config().outbound.detect_delay.get();
+    let looked: Result<Look<Carries, _>, ConnectError> = if let Some(service) = opaque_by_config(&named_by_address) {
+        Ok(Look { found: Some(Carries::Bytes(service)), bytes: bytes::BytesMut::new(), upstream: None })
+    } else {
+        let decide = |bytes: &[u8]| decide(&worker, destination, &named_by_address, bytes);
+        look(&mut stream, silence, decide, || opaque::dial(&worker, named_by_address.clone(), destination)).await
+    };
+    let looked = match looked {
+        Ok(looked) => looked,
+        Err(refused) => return refuse(&worker, &stream, &refused),
+    };
+    match looked.found {
+        Some(Carries::Http1) => http::serve_http1(worker, Peeked::new(stream, looked.bytes), destination).await,
+        Some(Carries::Http2) => http::serve_http2(worker, Peeked::new(stream, looked.bytes), destination).await,
+        Some(Carries::Bytes(service)) => {
+            opaque::carry(worker, stream, looked.bytes, None, Some(service), destination).await;
+        }
+        None => {
+            opaque::carry(worker, stream, looked.bytes, looked.upstream, named_by_address, destination).await;
+        }
+    }
+}
+
+fn begin(worker: &Worker, stream: &TcpStream) -> Result<SocketAddr, ConnectError> {
+    listen::prepare(stream)?;
+    let destination = listen::original_destination(stream)?;
+    let config = worker.config();
+    let own = [config.outbound.port, config.inbound.port];
+    if own.contains(&destination.port())
+        && (destination.ip().is_loopback() || stream.local_addr().is_ok_and(|l| listen::canonical(l) == destination))
+    {
+        return Err(ConnectError::new(
+            Reason::Loop,
+            format_args!("a connection to the sidecar's own port {destination}, not redirected from anywhere"),
+        ));
+    }
+    Ok(destination)
+}
+
+fn opaque_by_config(service: &Option<Rc<Service>>) -> Option<Rc<Service>> {
+    service.as_ref().filter(|s| s.is_opaque()).cloned()
+}
+
+/// What the bytes so far say: not enough, bytes for whoever has this address, or something with a name in it.
+fn decide(
+    worker: &Rc<Worker>,
+    destination: SocketAddr,
+    by_address: &Option<Rc<Service>>,
+    bytes: &[u8],
+) -> Option<Option<Carries>> {
+    let port = destination.port();
+    match detect::kind(bytes)? {
+        Kind::Opaque => Some(None),
+        Kind::Http2 => Some(Some(Carries::Http2)),
+        Kind::Tls(hello) => {
+            let by_name = hello.sni.and_then(|name| worker.services.by_host(worker, &name, port));
+            Some(by_name.map(Carries::Bytes))
+        }
+        // Requests to nobody we know pass as the bytes that they are.
+        Kind::Http1 => match detect::host_header(bytes) {
+            HostHeader::More => None,
+            HostHeader::Is(host) => {
+                let known = by_address.is_some() || worker.services.knows(worker, &host, port);
+                Some(known.then_some(Carries::Http1))
+            }
+            HostHeader::None => Some(by_address.is_some().then_some(Carries::Http1)),
+        },
+    }
+}
+
+/// Ends a connection with a reset, and says why.
+fn refuse(worker: &Worker, stream: &TcpStream, refused: &ConnectError) {
+    tracing::warn!(reason = refused.reason.code(), "outbound connection ended: {refused}");
+    worker.metrics.error(Direction::Outbound, refused.reason.code());
+    listen::reset_on_close(stream);
+}
+
+/// Whether connections to no known service may pass.
+fn passthrough_allowed(worker: &Worker, destination: SocketAddr) -> Result<(), ConnectError> {
+    match worker.config().outbound.unmatched {
+        Unmatched::Passthrough => Ok(()),
+        Unmatched::Reject => Err(ConnectError::new(
+            Reason::UnknownService,
+            format_args!("{destination} belongs to no service and outbound.unmatched is reject"),
+        )),
+    }
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(e: io::Error) -> Self {
+        Self::new(Reason::UpstreamReset, format_args!("the workload's connection broke: {e}"))
+    }
+}

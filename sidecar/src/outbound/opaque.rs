@@ -1,0 +1,152 @@
+//! The workload's opaque connections: bytes to an endpoint of the service that has this address, or to the original
+//! destination.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use bytes::BytesMut;
+use smallvec::SmallVec;
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{connect, endpoint::Endpoint, passthrough_allowed, refuse, service::Service};
+use crate::{
+    balance::Candidate,
+    http::client::ConnectError,
+    net::{Upstream, copy, listen},
+    reason::Reason,
+    resilience::{Outcome, Permit},
+    telemetry::{Direction, Transport},
+    tls,
+    worker::{Phase, Worker},
+};
+
+/// A connection to an upstream and what it counts against.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    io: Upstream,
+    endpoint: Option<Rc<Endpoint>>,
+    service: Option<Rc<Service>>,
+    _permit: Option<Permit>,
+}
+
+impl tokio::io::AsyncRead for Dialled {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl Drop for Dialled {
+    fn drop(&mut self) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.load().end(Instant::now(), None);
+        }
+    }
+}
+
+/// Connects to an endpoint of `service`, to another one when that fails, or without a service to `destination`.
+pub(super) async fn dial(
+    worker: &Rc<Worker>,
+    service: Option<Rc<Service>>,
+    destination: SocketAddr,
+) -> Result<Dialled, ConnectError> {
+    let Some(service) = service else {
+        passthrough_allowed(worker, destination)?;
+        let direct = Service::passthrough(worker, destination);
+        let endpoint = direct.pick(&[]).await?;
+        let io = Upstream::Plain(connect::plain(&direct, &endpoint).await?);
+        return Ok(Dialled { io, endpoint: None, service: None, _permit: None });
+    };
+    let mut tried: SmallVec<[Rc<Endpoint>; 3]> = SmallVec::new();
+    loop {
+        let endpoint = service.pick(&tried).await?;
+        let permit = service.breakers.try_connection().map_err(|full| {
+            service.metrics.circuit_open(full.which());
+            let text = format!("circuit_breakers.{} of {} is reached", full.which(), service.spec.name);
+            ConnectError::new(Reason::CircuitOpen, text)
+        })?;
+        let connected = if service.is_mesh() {
+            let mesh = connect::mesh(worker, &service, &endpoint, tls::ALPN_TCP).await;
+            mesh.map(|(stream, _)| Upstream::Mtls(Box::new(stream)))
+        } else {
+            connect::plain(&service, &endpoint).await.map(Upstream::Plain)
+        };
+        match connected {
+            Ok(io) => {
+                service.record(&endpoint, Outcome::Success);
+                endpoint.load().begin();
+                let endpoint = Some(endpoint);
+                return Ok(Dialled { io, endpoint, service: Some(service), _permit: Some(permit) });
+            }
+            Err(e) if e.reason == Reason::NoCertificate => return Err(e),
+            Err(e) => {
+                service.record(&endpoint, Outcome::LocalOrigin);
+                tried.push(endpoint);
+                // Nothing was sent yet, so another endpoint costs nothing but the time of its connect.
+                if tried.len() > service.spec.retry.attempts as usize {
+                    return Err(e);
+                }
+                service.metrics.retry(e.reason.code());
+            }
+        }
+    }
+}
+
+/// Carries bytes both ways until both sides have ended.
+pub(super) async fn carry(
+    worker: Rc<Worker>,
+    mut stream: TcpStream,
+    bytes: BytesMut,
+    upstream: Option<(Dialled, BytesMut)>,
+    service: Option<Rc<Service>>,
+    destination: SocketAddr,
+) {
+    let (mut upstream, said) = match upstream {
+        Some(upstream) => upstream,
+        None => match dial(&worker, service, destination).await {
+            Ok(upstream) => (upstream, BytesMut::new()),
+            Err(refused) => return refuse(&worker, &stream, &refused),
+        },
+    };
+    let transport = match (&upstream.io, &upstream.service) {
+        (Upstream::Mtls(_), _) => Transport::Mtls,
+        (_, Some(_)) => Transport::Plaintext,
+        (_, None) => Transport::Passthrough,
+    };
+    let metrics = worker.metrics.connections(Direction::Outbound, transport);
+    let idle = upstream.service.as_ref().and_then(|s| s.spec.timeouts.tcp_idle.enabled());
+    let _busy = worker.busy();
+    metrics.opened();
+    let counting = metrics.clone();
+    let copying =
+        copy::copy_both(&mut stream, &mut upstream.io, bytes, said, idle, |forth, back| counting.bytes(back, forth));
+    let ended = tokio::select! {
+        biased;
+        (_, ended) = copying => Some(ended),
+        () = worker.reached(Phase::Closing) => None,
+    };
+    metrics.closed();
+    let reason = match ended {
+        Some(copy::Ended::Closed) => return,
+        Some(copy::Ended::FirstBroke(error)) => {
+            tracing::debug!(%error, "the workload's connection broke");
+            listen::reset_on_close(upstream.io.tcp());
+            return;
+        }
+        Some(copy::Ended::SecondBroke(error)) => {
+            if let Some(service) = &upstream.service {
+                let failure = tls::explain(&error);
+                let (name, text) = (&service.spec.name, failure.message);
+                tracing::warn!(service = %name, reason = failure.code, "connection to an endpoint broke: {text}");
+            }
+            Reason::UpstreamReset
+        }
+        Some(copy::Ended::Idle) => Reason::IdleTimeout,
+        None => Reason::Draining,
+    };
+    worker.metrics.error(Direction::Outbound, reason.code());
+    // The workload must not take a broken connection for a finished one.
+    listen::reset_on_close(&stream);
+}

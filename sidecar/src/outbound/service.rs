@@ -1,0 +1,349 @@
+//! A service as one worker sees it: its endpoints and everything that decides about them.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+};
+
+use rustls::ClientConfig;
+use tokio::{
+    sync::Notify,
+    task::{AbortHandle, spawn_local},
+    time::Instant,
+};
+
+use super::endpoint::Endpoint;
+use crate::{
+    admin::EndpointReport,
+    balance::{Balancer, Candidate},
+    config::{CircuitBreakers as Thresholds, EndpointSource, Host, MtlsMode, OutlierDetection, Protocol, RetryPolicy, ServiceConfig, Timeouts},
+    discovery::{EndpointSet, SetState, Target, Watch},
+    http::client::ConnectError,
+    reason::Reason,
+    resilience::{CircuitBreakers, OutlierDetector, Outcome, RetryBudget},
+    telemetry::{Direction, RequestMetrics, ServiceMetrics},
+    tls::PeerExpectation,
+    worker::Worker,
+};
+
+/// Everything that says what a service is.
+#[derive(Debug, Clone)]
+pub struct ServiceSpec {
+    /// Its name in metrics and logs.
+    pub name: Host,
+    /// Where its endpoints come from.
+    pub target: Target,
+    /// Whether they have sidecars.
+    pub mtls: MtlsMode,
+    /// Whom its certificate must name.
+    pub expect: PeerExpectation,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Timeouts.
+    pub timeouts: Timeouts,
+    /// Retries.
+    pub retry: RetryPolicy,
+    /// Ejection.
+    pub outlier_detection: OutlierDetection,
+    /// Bounds.
+    pub circuit_breakers: Thresholds,
+}
+
+impl ServiceSpec {
+    /// A service of the configuration.
+    pub fn configured(config: &ServiceConfig) -> Self {
+        let host = config.hosts.first().unwrap_or(&config.name).clone();
+        let source = config.endpoints.clone().unwrap_or_else(|| EndpointSource::Dns(host.clone()));
+        Self {
+            name: config.name.clone(),
+            target: Target { source, port: config.port },
+            mtls: config.mtls,
+            expect: PeerExpectation { host, identities: config.identities.clone() },
+            protocol: config.protocol,
+            timeouts: config.timeouts.clone(),
+            retry: config.retry.clone(),
+            outlier_detection: config.outlier_detection.clone(),
+            circuit_breakers: config.circuit_breakers.clone(),
+        }
+    }
+
+    /// A service that is known by its name alone.
+    pub fn from_name(host: Host, port: u16) -> Self {
+        Self {
+            name: host.clone(),
+            target: Target { source: EndpointSource::Dns(host.clone()), port },
+            mtls: MtlsMode::Required,
+            expect: PeerExpectation { host, identities: Vec::new() },
+            protocol: Protocol::Auto,
+            timeouts: Timeouts::default(),
+            retry: RetryPolicy::default(),
+            outlier_detection: OutlierDetection::default(),
+            circuit_breakers: Thresholds::default(),
+        }
+    }
+
+    /// The one address that the workload dialled, spoken to as it is: no retry, since there is nowhere else to go.
+    pub fn passthrough(destination: SocketAddr) -> Self {
+        let name = Host::from_static("passthrough");
+        Self {
+            target: Target { source: EndpointSource::Static(vec![destination]), port: destination.port() },
+            mtls: MtlsMode::Off,
+            retry: RetryPolicy { attempts: 0, ..RetryPolicy::default() },
+            outlier_detection: OutlierDetection {
+                consecutive_5xx: 0,
+                consecutive_gateway_failure: 0,
+                consecutive_local_origin_failure: 0,
+                ..OutlierDetection::default()
+            },
+            ..Self::from_name(name, destination.port())
+        }
+    }
+}
+
+/// TLS settings, as long as the identity that they were made from is the current one.
+#[derive(Default)]
+pub(super) struct TlsCache {
+    pub(super) generation: u64,
+    pub(super) http: Option<std::sync::Arc<ClientConfig>>,
+    pub(super) bytes: Option<std::sync::Arc<ClientConfig>>,
+}
+
+/// A service.
+pub struct Service {
+    /// What it is.
+    pub spec: ServiceSpec,
+    balancer: RefCell<Balancer<Endpoint>>,
+    state: RefCell<SetState>,
+    changed: Notify,
+    detector: OutlierDetector,
+    /// The share of requests that may be retries.
+    pub budget: RetryBudget,
+    /// Bounds on what is under way.
+    pub breakers: Rc<CircuitBreakers>,
+    /// Its metrics.
+    pub metrics: Rc<ServiceMetrics>,
+    /// The metrics of requests that never reached an endpoint.
+    pub unattached: Rc<RequestMetrics>,
+    pub(super) tls: RefCell<TlsCache>,
+    watch: RefCell<Option<Watch>>,
+    task: Cell<Option<AbortHandle>>,
+    worker: Weak<Worker>,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Service({})", self.spec.name)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            if let Some(worker) = self.worker.upgrade() {
+                worker.shared.endpoints.withdraw(worker.index, self.spec.name.as_str());
+            }
+        }
+    }
+}
+
+impl Service {
+    /// Makes the service and begins to look for its endpoints.
+    pub fn start(worker: &Rc<Worker>, spec: ServiceSpec) -> Rc<Self> {
+        let service = Self::new(worker, spec);
+        let mut watch = worker.shared.discovery.watch(service.spec.target.clone());
+        service.apply(worker, &watch.snapshot());
+        *service.watch.borrow_mut() = Some(worker.shared.discovery.watch(service.spec.target.clone()));
+        let interval = service.spec.outlier_detection.interval.get();
+        let weak = Rc::downgrade(&service);
+        let task = spawn_local(async move {
+            let mut sweep = tokio::time::interval(interval);
+            loop {
+                let changed = tokio::select! {
+                    () = watch.changed() => true,
+                    _ = sweep.tick() => false,
+                };
+                let Some(service) = weak.upgrade() else { return };
+                let Some(worker) = service.worker.upgrade() else { return };
+                if changed {
+                    service.apply(&worker, &watch.snapshot());
+                } else {
+                    service.sweep(&worker);
+                }
+            }
+        });
+        service.task.set(Some(task.abort_handle()));
+        service
+    }
+
+    /// The service that is the one address which the workload dialled.
+    pub fn passthrough(worker: &Rc<Worker>, destination: SocketAddr) -> Rc<Self> {
+        let service = Self::new(worker, ServiceSpec::passthrough(destination));
+        service.balancer.borrow_mut().replace(vec![Endpoint::new(destination, 1, 0)]);
+        *service.state.borrow_mut() = SetState::Fresh;
+        service
+    }
+
+    fn new(worker: &Rc<Worker>, spec: ServiceSpec) -> Rc<Self> {
+        let workers = u32::try_from(worker.shared.workers).unwrap_or(u32::MAX);
+        Rc::new(Self {
+            balancer: RefCell::new(Balancer::new(spec.outlier_detection.panic_threshold)),
+            state: RefCell::new(SetState::Resolving),
+            changed: Notify::new(),
+            detector: OutlierDetector::new(&spec.outlier_detection),
+            budget: RetryBudget::new(spec.retry.budget, spec.retry.budget_floor.div_ceil(workers.max(1))),
+            breakers: CircuitBreakers::new(&spec.circuit_breakers, workers),
+            metrics: worker.metrics.service(spec.name.as_str()),
+            unattached: worker.metrics.requests(Direction::Outbound, spec.name.as_str(), ""),
+            tls: RefCell::default(),
+            watch: RefCell::new(None),
+            task: Cell::new(None),
+            worker: Rc::downgrade(worker),
+            spec,
+        })
+    }
+
+    /// Whether its connections are never looked into.
+    pub fn is_opaque(&self) -> bool {
+        self.spec.protocol == Protocol::Opaque
+    }
+
+    /// Whether its endpoints are behind sidecars.
+    pub fn is_mesh(&self) -> bool {
+        self.spec.mtls == MtlsMode::Required
+    }
+
+    /// An endpoint for a request that was sent to `tried` already. Waits for the first answer of discovery, within
+    /// `timeouts.connect`.
+    pub async fn pick(&self, tried: &[Rc<Endpoint>]) -> Result<Rc<Endpoint>, ConnectError> {
+        if let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried) {
+            return Ok(endpoint);
+        }
+        if self.is_resolving() {
+            let pending = self.breakers.try_pending().map_err(|full| {
+                self.metrics.circuit_open(full.which());
+                ConnectError::new(Reason::CircuitOpen, format_args!("too many requests wait for {}", self.spec.name))
+            })?;
+            let first_answer = async {
+                while self.is_resolving() {
+                    self.changed.notified().await;
+                }
+            };
+            // Without an answer in time the state says so below.
+            let _ = tokio::time::timeout(self.spec.timeouts.connect.get(), first_answer).await;
+            drop(pending);
+            if let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried) {
+                return Ok(endpoint);
+            }
+        }
+        Err(self.nobody())
+    }
+
+    fn is_resolving(&self) -> bool {
+        matches!(*self.state.borrow(), SetState::Resolving)
+    }
+
+    fn nobody(&self) -> ConnectError {
+        let name = &self.spec.name;
+        let total = self.balancer.borrow().endpoints().len();
+        if total > 0 {
+            let text = format!("all {total} endpoints of {name} are ejected or unreachable");
+            return ConnectError::new(Reason::NoHealthyEndpoints, text);
+        }
+        let text = match &*self.state.borrow() {
+            SetState::Resolving => format!("the endpoints of {name} are not known yet: DNS has not answered"),
+            SetState::Failed { error } => format!("the endpoints of {name} are not known: {error}"),
+            _ => format!("discovery has no endpoint for {name}"),
+        };
+        ConnectError::new(Reason::NoEndpoints, text)
+    }
+
+    /// Takes note of how a try ended.
+    pub fn record(&self, endpoint: &Rc<Endpoint>, outcome: Outcome) {
+        let total = self.balancer.borrow().endpoints().len();
+        let Some(ejection) = self.detector.record(&endpoint.health, total, outcome, Instant::now()) else { return };
+        self.metrics.ejection(ejection.cause);
+        tracing::warn!(service = %self.spec.name, endpoint = %endpoint.address, cause = ejection.cause, "endpoint ejected");
+        if let Some(worker) = self.worker.upgrade() {
+            self.publish(&worker);
+        }
+    }
+
+    /// A connect failed: perhaps the endpoint has moved.
+    pub fn connect_failed(&self, endpoint: &Endpoint, error: &ConnectError) {
+        self.metrics.connect_failure(error.reason.code());
+        endpoint.connect_failed(Instant::now());
+        if let Some(watch) = &*self.watch.borrow() {
+            watch.re_resolve();
+        }
+    }
+
+    fn sweep(&self, worker: &Worker) {
+        let readmitted =
+            self.detector.sweep(self.balancer.borrow().endpoints().iter().map(|e| &e.health), Instant::now());
+        for _ in 0..readmitted {
+            self.metrics.readmission();
+        }
+        if readmitted > 0 {
+            tracing::info!(service = %self.spec.name, readmitted, "endpoints readmitted");
+        }
+        self.publish(worker);
+    }
+
+    /// Takes over what discovery says; an endpoint that stays keeps its connections, its load and its health, and
+    /// one that has gone ends with its last request.
+    fn apply(self: &Rc<Self>, worker: &Worker, set: &EndpointSet) {
+        *self.state.borrow_mut() = set.state.clone();
+        let (mut gone, mut here) = (Vec::new(), Vec::new());
+        {
+            let mut balancer = self.balancer.borrow_mut();
+            let before = balancer.endpoints().to_vec();
+            let now: Vec<Rc<Endpoint>> = set
+                .endpoints
+                .iter()
+                .map(|wanted| {
+                    let known = before.iter().find(|e| e.address == wanted.address);
+                    let endpoint = known.cloned().unwrap_or_else(|| {
+                        here.push(wanted.address);
+                        Endpoint::new(wanted.address, wanted.weight, wanted.priority)
+                    });
+                    endpoint.update(wanted.weight, wanted.priority);
+                    endpoint
+                })
+                .collect();
+            for old in before.iter().filter(|old| !now.iter().any(|e| Rc::ptr_eq(e, old))) {
+                self.detector.forget(&old.health);
+                gone.push(old.address);
+            }
+            balancer.replace(now);
+        }
+        if !gone.is_empty() || !here.is_empty() {
+            tracing::info!(service = %self.spec.name, ?here, ?gone, state = ?set.state, "endpoints changed");
+        }
+        worker.services.moved(self, &gone, &here);
+        self.publish(worker);
+        self.changed.notify_waiters();
+    }
+
+    fn publish(&self, worker: &Worker) {
+        let now = Instant::now();
+        let balancer = self.balancer.borrow();
+        let endpoints = balancer.endpoints();
+        let stale = matches!(*self.state.borrow(), SetState::Stale { .. });
+        self.metrics.endpoints(endpoints.len(), self.detector.ejected(), stale);
+        let report = endpoints
+            .iter()
+            .map(|e| EndpointReport {
+                address: e.address,
+                weight: e.current_weight(),
+                priority: e.priority(),
+                ejected_for: e.health.ejected_for(now),
+                ejections: e.health.ejections(),
+                requests: e.requests(),
+            })
+            .collect();
+        worker.shared.endpoints.publish(worker.index, self.spec.name.as_str(), report);
+    }
+}

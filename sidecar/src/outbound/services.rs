@@ -1,0 +1,132 @@
+//! The services of the workload: those of the configuration, and those that a name in a mesh domain makes.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+use rustc_hash::FxHashMap;
+use tokio::time::Instant;
+
+use super::service::{Service, ServiceSpec};
+use crate::{
+    config::{Config, Host},
+    worker::Worker,
+};
+
+/// Services made from names alone, of one worker. Beyond it the ones unused for longest go.
+const MAX_FROM_NAMES: usize = 2_000;
+/// A service made from a name is forgotten after this long without a request, when room is needed.
+const UNUSED: Duration = Duration::from_secs(60);
+
+struct FromName {
+    service: Rc<Service>,
+    used: Cell<Instant>,
+}
+
+/// Finds services by name and by address.
+pub struct Services {
+    configured: FxHashMap<(Host, u16), usize>,
+    made: RefCell<Vec<Option<Rc<Service>>>>,
+    from_names: RefCell<FxHashMap<(Host, u16), FromName>>,
+    addresses: RefCell<FxHashMap<SocketAddr, Weak<Service>>>,
+}
+
+impl fmt::Debug for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Services({} configured, {} from names)", self.configured.len(), self.from_names.borrow().len())
+    }
+}
+
+impl Services {
+    /// The services of `config`; none is started yet.
+    pub fn new(config: &Config) -> Self {
+        let mut configured = FxHashMap::default();
+        for (index, service) in config.services.iter().enumerate() {
+            let hosts = if service.hosts.is_empty() { std::slice::from_ref(&service.name) } else { &service.hosts };
+            for host in hosts {
+                configured.insert((host.clone(), service.port), index);
+            }
+        }
+        let made = RefCell::new(vec![None; config.services.len()]);
+        Self { configured, made, from_names: RefCell::default(), addresses: RefCell::default() }
+    }
+
+    /// Starts every configured service, so that its endpoints are known before the first call.
+    pub fn start(&self, worker: &Rc<Worker>) {
+        for index in 0..self.made.borrow().len() {
+            self.configured_service(worker, index);
+        }
+    }
+
+    fn configured_service(&self, worker: &Rc<Worker>, index: usize) -> Option<Rc<Service>> {
+        if let Some(Some(service)) = self.made.borrow().get(index) {
+            return Some(Rc::clone(service));
+        }
+        let service = Service::start(worker, ServiceSpec::configured(worker.config().services.get(index)?));
+        *self.made.borrow_mut().get_mut(index)? = Some(Rc::clone(&service));
+        Some(service)
+    }
+
+    /// Whether `host` at `port` is a service.
+    pub fn knows(&self, worker: &Worker, host: &Host, port: u16) -> bool {
+        // A key of the same shape as the map's costs one reference count.
+        self.configured.contains_key(&(host.clone(), port)) || in_mesh(worker.config(), host)
+    }
+
+    /// The service that `host` at `port` means.
+    pub fn by_host(&self, worker: &Rc<Worker>, host: &Host, port: u16) -> Option<Rc<Service>> {
+        let key = (host.clone(), port);
+        if let Some(index) = self.configured.get(&key) {
+            return self.configured_service(worker, *index);
+        }
+        if !in_mesh(worker.config(), host) {
+            return None;
+        }
+        let now = Instant::now();
+        if let Some(known) = self.from_names.borrow().get(&key) {
+            known.used.set(now);
+            return Some(Rc::clone(&known.service));
+        }
+        let mut from_names = self.from_names.borrow_mut();
+        if from_names.len() >= MAX_FROM_NAMES {
+            from_names.retain(|_, s| now - s.used.get() < UNUSED);
+            if from_names.len() >= MAX_FROM_NAMES {
+                tracing::warn!(%host, "more than {MAX_FROM_NAMES} mesh services in use at once; this one is not taken up");
+                return None;
+            }
+        }
+        let service = Service::start(worker, ServiceSpec::from_name(host.clone(), port));
+        from_names.insert(key, FromName { service: Rc::clone(&service), used: Cell::new(now) });
+        Some(service)
+    }
+
+    /// The service that has an endpoint at `address`.
+    pub fn by_address(&self, _worker: &Worker, address: SocketAddr) -> Option<Rc<Service>> {
+        self.addresses.borrow().get(&address).and_then(Weak::upgrade)
+    }
+
+    /// Records where a service's endpoints are now.
+    pub fn moved(&self, service: &Rc<Service>, gone: &[SocketAddr], here: &[SocketAddr]) {
+        let mut addresses = self.addresses.borrow_mut();
+        let this = Rc::downgrade(service);
+        for address in gone {
+            if addresses.get(address).is_some_and(|s| s.ptr_eq(&this)) {
+                addresses.remove(address);
+            }
+        }
+        for address in here {
+            let taken = addresses.get(address).is_some_and(|s| s.strong_count() > 0);
+            if !taken {
+                addresses.insert(*address, this.clone());
+            }
+        }
+    }
+}
+
+fn in_mesh(config: &Config, host: &Host) -> bool {
+    config.outbound.mesh_domains.iter().any(|domain| host.is_under(domain))
+}

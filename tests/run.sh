@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Everything that CI runs, in one command. Stops at the first step that fails.
+set -Eeuo pipefail
+
+usage() {
+    cat <<'TEXT'
+Usage: tests/run.sh [--fast]
+
+Installs what is missing (Debian packages, cargo-deny), then runs: format, clippy, build, unit and end-to-end tests,
+the quickstart, cargo deny. End-to-end tests and the quickstart make network namespaces and need root.
+
+  --fast   without end-to-end tests and quickstart
+  --help   this text
+TEXT
+}
+
+fast=no
+case ${1-} in
+    '') ;;
+    --fast) fast=yes ;;
+    --help | -h) usage; exit ;;
+    *) usage >&2; exit 2 ;;
+esac
+(($# <= 1)) || { usage >&2; exit 2; }
+
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+exec </dev/null
+export PATH=$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin
+# One profile for everything, so that every dependency is compiled once: optimised as a release, overflow checked.
+profile=e2e
+
+bold='' green='' red='' plain=''
+if [[ -t 1 && -z ${NO_COLOR-} ]]; then
+    bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
+fi
+
+current='' passed=0 step_began=0
+trap 'failed $?' EXIT
+
+# The one way out that is not success, so that the last words always name the step.
+failed() {
+    (($1 != 0)) || return 0
+    printf '\n%s✗ FAILED in "%s"%s (exit status %d) after %d s; %d steps had passed\n' "$red" "${current:-the beginning}" "$plain" \
+        "$1" "$((SECONDS - step_began))" "$passed"
+}
+
+# step NAME COMMAND...
+step() {
+    current=$1 step_began=$SECONDS
+    shift
+    printf '\n%s=== %s%s\n' "$bold" "$current" "$plain"
+    "$@"
+    passed=$((passed + 1))
+    printf '%s✓ %s%s in %d s\n' "$green" "$current" "$plain" "$((SECONDS - step_began))"
+}
+
+install_tools() {
+    local pair
+    local -a missing=() as_root=()
+    for pair in ip:iproute2 nft:nftables iptables:iptables dnsmasq:dnsmasq-base curl:curl tcpdump:tcpdump openssl:openssl jq:jq \
+        unshare:util-linux setpriv:util-linux ps:procps cc:gcc make:make; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    if ((${#missing[@]})); then
+        if ! command -v apt-get >/dev/null; then
+            echo "missing (Debian's names): ${missing[*]}; install them with this system's package manager" >&2
+            return 1
+        fi
+        [[ $EUID == 0 ]] || as_root=(sudo -n)
+        echo "installing ${missing[*]}"
+        "${as_root[@]}" apt-get update -qq || echo "apt-get update failed; trying with the lists that are there"
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    fi
+    if ! command -v cargo >/dev/null; then
+        echo "there is no Rust toolchain (cargo); https://rustup.rs says how to get one" >&2
+        return 1
+    fi
+    cargo --version
+    if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+        rustup component add rustfmt clippy
+    fi
+    cargo deny --version 2>/dev/null || cargo install --locked cargo-deny
+}
+
+# One package at a time, as they ship: built together, cargo would unify their features and link the CA's signing code
+# into the sidecar.
+build() {
+    local package
+    for package in outrigger-sidecar outrigger-ca outrigger-iptables outrigger-e2e; do
+        cargo build --locked --profile "$profile" -p "$package"
+    done
+}
+
+namespaces_are_allowed() {
+    [[ $EUID == 0 ]] || { echo "end-to-end tests need root; run this as root, or with --fast" >&2; return 1; }
+    unshare --mount --net --pid --fork true || { echo "this container does not let root make namespaces: it needs CAP_SYS_ADMIN and CAP_NET_ADMIN; or use --fast" >&2; return 1; }
+}
+
+[[ $fast == yes ]] || step "namespaces can be made" namespaces_are_allowed
+step "tools" install_tools
+step "format" cargo fmt --all --check
+step "clippy, warnings denied" cargo clippy --locked --workspace --all-targets --profile "$profile" -- -D warnings
+step "the binaries" build
+step "unit tests" cargo test --locked --profile "$profile" --workspace --exclude outrigger-e2e
+if [[ $fast == no ]]; then
+    # Pods have ports, processors and a clock of their own to be judged by: a few at a time on a small machine.
+    step "end-to-end tests" cargo test --locked --profile "$profile" -p outrigger-e2e -- --test-threads "${E2E_THREADS:-2}"
+    step "quickstart" examples/quickstart.sh
+fi
+step "licences, bans, sources" cargo deny check bans licenses sources
+printf '\n%s%d steps passed%s in %d min %d s%s\n' "$green" "$passed" "$plain" $((SECONDS / 60)) $((SECONDS % 60)) \
+    "$([[ $fast == no ]] || echo ' (without end-to-end tests)')"
