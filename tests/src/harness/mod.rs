@@ -8,6 +8,7 @@
 pub mod client;
 pub mod dns;
 pub mod mesh;
+pub mod pair;
 pub mod pki;
 pub mod pod;
 pub mod sidecar;
@@ -18,6 +19,7 @@ pub use self::{
     client::Reply,
     dns::Dns,
     mesh::Mesh,
+    pair::{Family, Pair},
     pod::{Pod, Process},
     sidecar::Sidecar,
 };

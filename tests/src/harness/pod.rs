@@ -206,7 +206,12 @@ impl Pod {
         let ours = self.dir.join("bin").join(program);
         let own = program.starts_with("outrigger-");
         let mut command = Command::new(if own { ours.as_os_str() } else { program.as_ref() });
-        command.args(args).current_dir(&self.dir).stdin(Stdio::null()).env("OUTRIGGER_CA_LOG", "info");
+        command.args(args).current_dir(&self.dir).stdin(Stdio::null());
+        // OUTRIGGER_BIN_DIR and its like are for the tests; the sidecar would take them for settings.
+        let own = std::env::vars_os().map(|(name, _)| name).filter(|n| n.as_encoded_bytes().starts_with(b"OUTRIGGER_"));
+        own.for_each(|name| {
+            command.env_remove(name);
+        });
         if uid != 0 {
             command.uid(uid).gid(uid);
         }
