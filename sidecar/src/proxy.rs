@@ -197,6 +197,7 @@ fn start_workers(listeners: Vec<Listeners>, shared: &Shared) -> Result<Vec<Arc<A
         thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
+                let _down_together = DownTogether;
                 if let Err(error) = work(index, shared, count, listeners) {
                     // A sidecar that has lost a worker would drop the connections that the kernel gives it.
                     tracing::error!(%error, worker = index, "a worker could not start");
@@ -206,6 +207,19 @@ fn start_workers(listeners: Vec<Listeners>, shared: &Shared) -> Result<Vec<Arc<A
             .map_err(system("a worker thread"))?;
     }
     Ok(busy)
+}
+
+/// A worker that panics takes the process with it: the kernel would go on giving its sockets connections that nobody
+/// accepts. A panic in one connection's task does not come here.
+struct DownTogether;
+
+impl Drop for DownTogether {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a worker panicked; the sidecar ends so that it can be started anew");
+            std::process::exit(1);
+        }
+    }
 }
 
 fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listeners) -> io::Result<()> {

@@ -26,7 +26,7 @@ use crate::{
     http::client::ConnectError,
     net::{
         Peeked,
-        detect::{self, Hello, Kind},
+        detect::{self, Kind},
         listen,
         look::{Look, look},
     },
@@ -102,7 +102,7 @@ enum Carries {
     Mesh,
     Http1,
     Http2,
-    OwnTls(Hello),
+    OwnTls,
 }
 
 /// A connection that is being made to the application while it is seen who speaks first.
@@ -154,7 +154,7 @@ async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) 
     let decide = |bytes: &[u8]| {
         Some(match detect::kind(bytes)? {
             Kind::Tls(hello) if hello.is_mesh() => Some(Carries::Mesh),
-            Kind::Tls(hello) => Some(Carries::OwnTls(hello)),
+            Kind::Tls(_) => Some(Carries::OwnTls),
             Kind::Http1 if !opaque => Some(Carries::Http1),
             Kind::Http2 if !opaque => Some(Carries::Http2),
             Kind::Http1 | Kind::Http2 | Kind::Opaque => None,
@@ -248,7 +248,7 @@ async fn plaintext(
     destination: SocketAddr,
 ) {
     let strict = worker.inbound.mode(destination.port()) == InboundMode::Strict;
-    let transport = if matches!(carries, Some(Carries::OwnTls(_))) { Transport::Tls } else { Transport::Plaintext };
+    let transport = if matches!(carries, Some(Carries::OwnTls)) { Transport::Tls } else { Transport::Plaintext };
     match carries {
         // An HTTP caller is told in its own words what is wrong, and a health probe may be an exception.
         Some(Carries::Http1) => {
