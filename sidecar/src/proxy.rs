@@ -126,7 +126,8 @@ async fn control(config: Arc<Config>) -> Result<(), RunError> {
     tokio::spawn(admin::serve(telemetry, state, Face::Telemetry, std::future::pending()));
     tokio::spawn(watch_certificate(identity.clone(), readiness.clone()));
 
-    let shared = Shared { config: Arc::clone(&config), identity, discovery, metrics, endpoints, phase: phases, workers };
+    let shared =
+        Shared { config: Arc::clone(&config), identity, discovery, metrics, endpoints, phase: phases, workers };
     let busy = start_workers(listeners, &shared)?;
     readiness.set(admin::LISTENERS, Ok(()));
     tracing::info!(workers, inbound = config.inbound.port, outbound = config.outbound.port, "outrigger-sidecar runs");
