@@ -1,0 +1,98 @@
+//! A real sidecar in a pod, with redirection by the real tool.
+
+use std::{
+    net::Ipv4Addr,
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use super::{Mesh, Pod, Process, Reply, pod::SIDECAR};
+
+/// A running sidecar.
+pub struct Sidecar(Process);
+
+impl Deref for Sidecar {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.0
+    }
+}
+
+impl DerefMut for Sidecar {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.0
+    }
+}
+
+/// Puts `over` onto `base`, object by object.
+fn merge(base: &mut Value, over: Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, over) => *base = over,
+    }
+}
+
+impl Sidecar {
+    /// Installs the redirection and starts a sidecar with `config` (an object) over the tests' own settings: the mesh's
+    /// DNS server, the pod's `identity` folder, a short drain. Waits until it is ready.
+    pub async fn start(mesh: &Mesh, pod: &Pod, config: Value) -> Self {
+        let mut sidecar = Self::launch(mesh, pod, config);
+        sidecar.ready(pod).await;
+        sidecar
+    }
+
+    /// The same without the wait.
+    pub fn launch(mesh: &Mesh, pod: &Pod, config: Value) -> Self {
+        let mut whole = json!({
+            "identity": { "dir": pod.folder("identity") },
+            "dns": { "servers": [mesh.dns.address()], "timeout": "1s" },
+            "drain": { "minimum": "500ms", "timeout": "20s" },
+        });
+        merge(&mut whole, config);
+        let file = pod.folder("config").join("outrigger.yaml");
+        // JSON is YAML.
+        std::fs::write(&file, format!("{whole:#}\n")).unwrap();
+        pod.redirect(&[]);
+        Self(pod.start(SIDECAR, "outrigger-sidecar", &["run", "--config", file.to_str().unwrap()]))
+    }
+
+    /// Waits until `/readyz` says so.
+    pub async fn ready(&mut self, pod: &Pod) {
+        super::eventually("the sidecar is ready", Duration::from_secs(15), || {
+            self.assert_running();
+            async {
+                let reply = pod.try_get((Ipv4Addr::LOCALHOST, 15020).into(), "localhost", "/readyz").await?;
+                if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
+            }
+        })
+        .await;
+    }
+}
+
+impl Pod {
+    /// An answer of the sidecar's operator address.
+    pub async fn admin(&self, path: &str) -> Reply {
+        self.get((Ipv4Addr::LOCALHOST, 15000).into(), "localhost", path).await
+    }
+
+    /// The sum of all series of a metric whose labels include these.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = self.get((Ipv4Addr::LOCALHOST, 15020).into(), "localhost", "/metrics").await.text();
+        let wanted: Vec<_> = labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
+        text.lines()
+            .filter_map(|line| {
+                let (series, value) = line.rsplit_once(' ')?;
+                let (family, labels) = series.split_once('{').unwrap_or((series, ""));
+                let fits = family == name && wanted.iter().all(|w| labels.contains(w.as_str()));
+                fits.then(|| value.parse::<f64>().unwrap())
+            })
+            .sum()
+    }
+}
