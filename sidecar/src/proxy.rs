@@ -126,7 +126,8 @@ async fn control(config: Arc<Config>) -> Result<(), RunError> {
     tokio::spawn(admin::serve(telemetry, state, Face::Telemetry, std::future::pending()));
     tokio::spawn(watch_certificate(identity.clone(), readiness.clone()));
 
-    let shared = Shared { config: Arc::clone(&config), identity, discovery, metrics, endpoints, phase: phases, workers };
+    let shared =
+        Shared { config: Arc::clone(&config), identity, discovery, metrics, endpoints, phase: phases, workers };
     let busy = start_workers(listeners, &shared)?;
     readiness.set(admin::LISTENERS, Ok(()));
     tracing::info!(workers, inbound = config.inbound.port, outbound = config.outbound.port, "outrigger-sidecar runs");
@@ -197,6 +198,7 @@ fn start_workers(listeners: Vec<Listeners>, shared: &Shared) -> Result<Vec<Arc<A
         thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
+                let _down_together = DownTogether;
                 if let Err(error) = work(index, shared, count, listeners) {
                     // A sidecar that has lost a worker would drop the connections that the kernel gives it.
                     tracing::error!(%error, worker = index, "a worker could not start");
@@ -206,6 +208,19 @@ fn start_workers(listeners: Vec<Listeners>, shared: &Shared) -> Result<Vec<Arc<A
             .map_err(system("a worker thread"))?;
     }
     Ok(busy)
+}
+
+/// A worker that panics takes the process with it: the kernel would go on giving its sockets connections that nobody
+/// accepts. A panic in one connection's task does not come here.
+struct DownTogether;
+
+impl Drop for DownTogether {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a worker panicked; the sidecar ends so that it can be started anew");
+            std::process::exit(1);
+        }
+    }
 }
 
 fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listeners) -> io::Result<()> {

@@ -38,9 +38,9 @@ impl PeakEwma {
         self.in_flight.set(self.in_flight.get() + 1);
     }
 
-    /// A request that began has ended. `rtt` is the time to the response head; `None` where it says nothing, as when
-    /// the client gave up. For a failure give at least what the failure cost the caller (a fast refusal reported as a
-    /// fast answer makes a dead endpoint the most attractive one): a penalty of a second or more is usual.
+    /// A request that began has ended. `rtt` is the time to the response head; `None` where it says nothing about how
+    /// long an answer takes: the client gave up, or the try failed. Then the endpoint keeps its price, so that a fast
+    /// refusal does not make a dead endpoint the most attractive one.
     pub fn end(&self, now: Instant, rtt: Option<Duration>) {
         self.in_flight.set(self.in_flight.get().saturating_sub(1));
         // Even an end that says nothing takes away the privilege of the unknown, to be tried before all others.

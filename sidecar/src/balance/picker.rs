@@ -58,6 +58,13 @@ struct Group {
     len: usize,
 }
 
+/// Seconds added to every latency before two are compared: below this a difference is the scheduler's, and one late
+/// wake-up of half a millisecond would take an endpoint out of use until its peak has decayed.
+const NOISE: f64 = 0.002;
+/// Within this factor two costs are no reason to give one endpoint everything: each is chosen in proportion to how cheap
+/// it is. Beyond it the cheaper one always is, so that a slow endpoint gets only what all others cannot take.
+const CLOSE: f64 = 4.0;
+
 /// Picks an endpoint for each request.
 pub struct Balancer<E> {
     panic_threshold: usize,
@@ -202,9 +209,11 @@ impl<E: Candidate> Balancer<E> {
         }
         let cost = |i: usize| {
             let load = self.endpoints[i].load();
-            load.latency(now) * (f64::from(load.in_flight()) / group.relative(i) + 1.0)
+            (load.latency(now) + NOISE) * (f64::from(load.in_flight()) / group.relative(i) + 1.0)
         };
-        if cost(second) < cost(first) { second } else { first }
+        let (a, b) = (cost(first), cost(second));
+        let second_wins = if a < b * CLOSE && b < a * CLOSE { fastrand::f64() * (a + b) < a } else { b < a };
+        if second_wins { second } else { first }
     }
 
     fn is_untried(&self, index: usize, tried: &[Rc<E>]) -> bool {

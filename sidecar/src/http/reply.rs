@@ -58,7 +58,7 @@ fn percent_encoded(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -69,7 +69,10 @@ mod tests {
         assert_eq!(r.headers()["outrigger-error"], "no_endpoints");
         assert_eq!(r.headers()["retry-after"], "1");
         let Body::Full(text) = r.into_body() else { panic!("no text") };
-        assert!(text.starts_with(b"outrigger: no endpoint of orders.mesh (no_endpoints); look at: GET 127"), "{text:?}");
+        assert!(
+            text.starts_with(b"outrigger: no endpoint of orders.mesh (no_endpoints); look at: GET 127"),
+            "{text:?}"
+        );
     }
 
     #[test]

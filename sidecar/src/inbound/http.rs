@@ -14,10 +14,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    application::Pools,
-    caller::Caller,
-};
+use super::{application::Pools, caller::Caller};
 use crate::{
     http::{
         Body,
@@ -150,8 +147,8 @@ impl Peer {
     fn restore(&self, mut parts: Parts) -> Result<Call, ConnectError> {
         let bad = |e: headers::TargetError| ConnectError::new(Reason::BadRequest, e);
         let from_mesh = self.caller.is_mesh();
-        let was_http1 = parts.version < Version::HTTP_2
-            || (from_mesh && parts.headers.contains_key(headers::ORIGINAL_PROTOCOL));
+        let was_http1 =
+            parts.version < Version::HTTP_2 || (from_mesh && parts.headers.contains_key(headers::ORIGINAL_PROTOCOL));
         let mut upgrade = parts.headers.get(headers::MESH_UPGRADE).filter(|_| from_mesh).cloned();
         headers::strip_mesh(&mut parts.headers);
         if let Some(asked) = headers::strip_hop_by_hop(&mut parts.headers, parts.version) {
@@ -177,7 +174,9 @@ impl Peer {
             }
             Err(headers::TargetError::NoHost) if parts.version < Version::HTTP_11 => {
                 let host = self.destination.to_string();
-                parts.headers.insert(HOST, HeaderValue::from_str(&host).map_err(|_| bad(headers::TargetError::BadHost))?);
+                parts
+                    .headers
+                    .insert(HOST, HeaderValue::from_str(&host).map_err(|_| bad(headers::TargetError::BadHost))?);
             }
             Err(e) => return Err(bad(e)),
         }

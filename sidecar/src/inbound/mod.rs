@@ -1,6 +1,6 @@
 //! The inbound journey: from a peer to the application.
 //!
-//! 1. accept within the limits, and recover where the peer was going; 2. look at the first bytes: mesh mTLS is
+//! Accept within the limits, and recover where the peer was going; look at the first bytes: mesh mTLS is
 //! terminated and the peer verified, anything else goes by `inbound.mode`; then [`http`] and [`opaque`] authorize and
 //! hand over.
 
@@ -13,8 +13,8 @@ mod waiting;
 use std::{cell::RefCell, fmt, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use rustls::ServerConfig;
 use rustc_hash::FxHashMap;
+use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -26,7 +26,7 @@ use crate::{
     http::client::ConnectError,
     net::{
         Peeked,
-        detect::{self, Hello, Kind},
+        detect::{self, Kind},
         listen,
         look::{Look, look},
     },
@@ -83,7 +83,8 @@ impl Inbound {
 
     fn server_config(&self, worker: &Worker) -> Result<Arc<ServerConfig>, ConnectError> {
         let missing = |why: &dyn fmt::Display| ConnectError::new(Reason::NoCertificate, why);
-        let identity = worker.shared.identity.current().ok_or_else(|| missing(&"this sidecar has no certificate yet"))?;
+        let identity =
+            worker.shared.identity.current().ok_or_else(|| missing(&"this sidecar has no certificate yet"))?;
         identity.check_valid(std::time::SystemTime::now()).map_err(|e| missing(&e))?;
         let mut cached = self.tls.borrow_mut();
         if let Some((generation, config)) = &*cached
@@ -102,7 +103,7 @@ enum Carries {
     Mesh,
     Http1,
     Http2,
-    OwnTls(Hello),
+    OwnTls,
 }
 
 /// A connection that is being made to the application while it is seen who speaks first.
@@ -154,7 +155,7 @@ async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) 
     let decide = |bytes: &[u8]| {
         Some(match detect::kind(bytes)? {
             Kind::Tls(hello) if hello.is_mesh() => Some(Carries::Mesh),
-            Kind::Tls(hello) => Some(Carries::OwnTls(hello)),
+            Kind::Tls(_) => Some(Carries::OwnTls),
             Kind::Http1 if !opaque => Some(Carries::Http1),
             Kind::Http2 if !opaque => Some(Carries::Http2),
             Kind::Http1 | Kind::Http2 | Kind::Opaque => None,
@@ -188,19 +189,17 @@ async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) 
 }
 
 /// Terminates mesh mTLS and serves what is inside.
-async fn mesh(
-    worker: &Rc<Worker>,
-    io: Peeked,
-    peer: SocketAddr,
-    destination: SocketAddr,
-) -> Result<(), ConnectError> {
+async fn mesh(worker: &Rc<Worker>, io: Peeked, peer: SocketAddr, destination: SocketAddr) -> Result<(), ConnectError> {
     let config = worker.inbound.server_config(worker)?;
     let accepting = TlsAcceptor::from(config).accept(io);
     let stream = tokio::time::timeout(HANDSHAKE, accepting)
         .await
         .map_err(|_| {
             worker.metrics.tls_failure(Direction::Inbound, "timeout");
-            ConnectError::new(Reason::HandshakeTimeout, format_args!("{peer} did not end its handshake in {HANDSHAKE:?}"))
+            ConnectError::new(
+                Reason::HandshakeTimeout,
+                format_args!("{peer} did not end its handshake in {HANDSHAKE:?}"),
+            )
         })?
         .map_err(|e| {
             let failure = tls::explain(&e);
@@ -248,7 +247,7 @@ async fn plaintext(
     destination: SocketAddr,
 ) {
     let strict = worker.inbound.mode(destination.port()) == InboundMode::Strict;
-    let transport = if matches!(carries, Some(Carries::OwnTls(_))) { Transport::Tls } else { Transport::Plaintext };
+    let transport = if matches!(carries, Some(Carries::OwnTls)) { Transport::Tls } else { Transport::Plaintext };
     match carries {
         // An HTTP caller is told in its own words what is wrong, and a health probe may be an exception.
         Some(Carries::Http1) => {
@@ -268,8 +267,7 @@ async fn plaintext(
         _ => {
             let io = Peeked::new(stream, bytes);
             let (application, said) = application.map_or((None, BytesMut::new()), |(a, said)| (Some(a), said));
-            let carried =
-                opaque::carry(worker, io, Peeked::tcp, application, said, transport, destination).await;
+            let carried = opaque::carry(worker, io, Peeked::tcp, application, said, transport, destination).await;
             if let Err(e) = carried {
                 say_refused(worker, peer, &e);
             }
@@ -284,6 +282,9 @@ fn say_refused(worker: &Worker, peer: SocketAddr, refused: &ConnectError) {
 
 impl From<(SocketAddr, io::Error)> for ConnectError {
     fn from((to, e): (SocketAddr, io::Error)) -> Self {
-        Self::new(Reason::ApplicationUnreachable, format_args!("the application does not take connections at {to}: {e}"))
+        Self::new(
+            Reason::ApplicationUnreachable,
+            format_args!("the application does not take connections at {to}: {e}"),
+        )
     }
 }

@@ -64,7 +64,10 @@ where
         }
         Some(copy::Ended::SecondBroke(error)) => {
             listen::reset_on_close(socket(&io));
-            Err(ConnectError::new(Reason::ApplicationReset, format_args!("the application broke a connection: {error}")))
+            Err(ConnectError::new(
+                Reason::ApplicationReset,
+                format_args!("the application broke a connection: {error}"),
+            ))
         }
         Some(copy::Ended::Idle) | None => {
             listen::reset_on_close(socket(&io));

@@ -157,7 +157,7 @@ pub fn host_of(authority: &str) -> Option<Host> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -183,8 +183,18 @@ mod tests {
     #[test]
     fn what_is_neither_http_nor_tls_is_not_held_back() {
         for text in [
-            &b"\x00"[..], b"EHLO me\r\n", b"SET key value\r\n", b"*1\r\n$4\r\nPING\r\n", b"\x16\x02", b"get / HTTP/1.1",
-            b"GET key\r\n", b"CONNECT a:1 HTTP/1.1\r\n", b"SSH-2.0-x\r\n", b"{\"json\":1}", b"G /", b"PRI * HTTP/3",
+            &b"\x00"[..],
+            b"EHLO me\r\n",
+            b"SET key value\r\n",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"\x16\x02",
+            b"get / HTTP/1.1",
+            b"GET key\r\n",
+            b"CONNECT a:1 HTTP/1.1\r\n",
+            b"SSH-2.0-x\r\n",
+            b"{\"json\":1}",
+            b"G /",
+            b"PRI * HTTP/3",
             b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
         ] {
             decided_at(text, &Kind::Opaque);
@@ -200,8 +210,7 @@ mod tests {
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
         config.alpn_protocols = vec![b"outrigger-h2".to_vec(), b"h2".to_vec()];
-        let mut client =
-            rustls::ClientConnection::new(config.into(), "Orders.mesh".try_into().unwrap()).unwrap();
+        let mut client = rustls::ClientConnection::new(config.into(), "Orders.mesh".try_into().unwrap()).unwrap();
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         for n in 0..bytes.len() {
@@ -220,7 +229,10 @@ mod tests {
         let first = (0..=text.len()).find(|n| host_header(&text[..*n]) != HostHeader::More).unwrap();
         assert_eq!(host_header(&text[..first]), host);
         assert!(first <= text.len() - 8, "only after {first} bytes");
-        assert_eq!(host_header(b"GET http://a.mesh/x HTTP/1.1\r\nHost: b.mesh\r\n\r\n"), HostHeader::Is(Host::parse("a.mesh").unwrap()));
+        assert_eq!(
+            host_header(b"GET http://a.mesh/x HTTP/1.1\r\nHost: b.mesh\r\n\r\n"),
+            HostHeader::Is(Host::parse("a.mesh").unwrap())
+        );
         assert_eq!(host_header(b"GET / HTTP/1.0\r\n\r\n"), HostHeader::None);
         assert_eq!(host_header(b"GET / HTTP/1.1\r\nHost: 10.0.0.1:80\r\n\r\n"), HostHeader::None);
     }

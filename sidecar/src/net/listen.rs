@@ -76,9 +76,8 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
         IpAddr::V6(ip) => ip.to_ipv4_mapped().is_some(),
     };
     let answer = if v4 {
-        getsockopt(stream, sockopt::OriginalDst).map(|a| {
-            SocketAddr::new(Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr)).into(), u16::from_be(a.sin_port))
-        })
+        getsockopt(stream, sockopt::OriginalDst)
+            .map(|a| SocketAddr::new(Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr)).into(), u16::from_be(a.sin_port)))
     } else {
         getsockopt(stream, sockopt::Ip6tOriginalDst).map(|a| {
             let scope = a.sin6_scope_id;

@@ -168,12 +168,10 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let looking = look::<_, DuplexStream, io::Error, _, _>(
-            &mut accepted,
-            Duration::from_millis(5),
-            decide,
-            || async { Ok(near) },
-        );
+        let looking =
+            look::<_, DuplexStream, io::Error, _, _>(&mut accepted, Duration::from_millis(5), decide, || async {
+                Ok(near)
+            });
         let (look, ()) = tokio::join!(looking, speak);
         let look = look.unwrap();
         assert_eq!(look.found, Some(Kind::Http1));
@@ -187,13 +185,11 @@ mod tests {
     #[tokio::test]
     async fn a_dial_that_fails_ends_the_connection() {
         let (_client, mut accepted) = pair().await;
-        let looked = look::<Kind, DuplexStream, io::Error, _, _>(
-            &mut accepted,
-            Duration::from_millis(5),
-            decide,
-            || async { Err(io::ErrorKind::ConnectionRefused.into()) },
-        )
-        .await;
+        let looked =
+            look::<Kind, DuplexStream, io::Error, _, _>(&mut accepted, Duration::from_millis(5), decide, || async {
+                Err(io::ErrorKind::ConnectionRefused.into())
+            })
+            .await;
         assert_eq!(looked.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 }

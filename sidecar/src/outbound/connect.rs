@@ -40,7 +40,10 @@ pub(super) async fn mesh(
             let failure = tls::explain(&e);
             worker.metrics.tls_failure(Direction::Outbound, failure.code);
             let (service, address) = (&service.spec.name, endpoint.address);
-            ConnectError::new(Reason::TlsFailed, format_args!("no mTLS with {service} at {address}: {}", failure.message))
+            ConnectError::new(
+                Reason::TlsFailed,
+                format_args!("no mTLS with {service} at {address}: {}", failure.message),
+            )
         })?;
         let connection = stream.get_ref().1;
         let peer = tls::peer_id(connection);
@@ -96,11 +99,7 @@ pub(super) async fn http2(
 }
 
 /// A new HTTP/1.1 connection to an endpoint without a sidecar.
-pub(super) async fn http1(
-    worker: &Worker,
-    service: &Service,
-    endpoint: &Endpoint,
-) -> Result<H1Sender, ConnectError> {
+pub(super) async fn http1(worker: &Worker, service: &Service, endpoint: &Endpoint) -> Result<H1Sender, ConnectError> {
     let permit = service.breakers.try_connection().map_err(|full| overflow(service, full.which()))?;
     let io = plain(service, endpoint).await?;
     start_h1(Made {
@@ -114,10 +113,7 @@ pub(super) async fn http1(
 
 fn overflow(service: &Service, which: &'static str) -> ConnectError {
     service.metrics.circuit_open(which);
-    ConnectError::new(
-        Reason::CircuitOpen,
-        format_args!("circuit_breakers.{which} of {} is reached", service.spec.name),
-    )
+    ConnectError::new(Reason::CircuitOpen, format_args!("circuit_breakers.{which} of {} is reached", service.spec.name))
 }
 
 async fn tcp(service: &Service, endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
@@ -153,11 +149,7 @@ async fn within<T>(
 /// The TLS settings for `alpn`, made anew when the identity has changed.
 fn client_config(worker: &Worker, service: &Service, alpn: &'static [u8]) -> Result<Arc<ClientConfig>, ConnectError> {
     let missing = |why: &dyn std::fmt::Display| ConnectError::new(Reason::NoCertificate, why);
-    let identity = worker
-        .shared
-        .identity
-        .current()
-        .ok_or_else(|| missing(&"this sidecar has no certificate yet"))?;
+    let identity = worker.shared.identity.current().ok_or_else(|| missing(&"this sidecar has no certificate yet"))?;
     if !identity.is_valid_now() {
         return Err(missing(&"this sidecar's certificate is not valid at this time"));
     }

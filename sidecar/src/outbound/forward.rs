@@ -1,6 +1,6 @@
 //! One request's way: admit, pick, send, classify, perhaps try elsewhere.
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request::Parts};
 use hyper::body::Incoming;
@@ -22,9 +22,6 @@ use crate::{
     telemetry::{Direction, RequestMetrics},
     worker::Worker,
 };
-
-/// A failed try counts as one that took at least this long (Linkerd's penalty for failures is of this size).
-const FAILURE_LOOKS_LIKE: Duration = Duration::from_secs(1);
 
 /// A request that is ready to leave, in the protocol of the service's endpoints.
 pub(super) struct Outgoing {
@@ -248,10 +245,11 @@ async fn one_try(
     let load = endpoint.load();
     load.begin();
     endpoint.count_request();
-    let begun = Instant::now();
+    // The time of a new connection's handshakes is no sign of load.
+    let sent_at = Cell::new(None);
     let in_flight = InFlight(Some(endpoint));
     let limit = service.spec.timeouts.backend_request.enabled();
-    let sent = send(worker, service, endpoint, outgoing, source);
+    let sent = send(worker, service, endpoint, outgoing, source, &sent_at);
     let result = tokio::select! {
         biased;
         result = sent => result,
@@ -264,13 +262,11 @@ async fn one_try(
             Err(TryError { reason: Reason::TryTimeout, message: text.into(), unprocessed: false, by_caller: false })
         }
     };
-    // A failure that came fast must not make its endpoint look fast.
-    let took = begun.elapsed();
-    in_flight.end(match &result {
-        Ok((response, _)) if response.status().is_server_error() => Some(took.max(FAILURE_LOOKS_LIKE)),
-        Ok(_) => Some(took),
-        Err(e) if e.by_caller => None,
-        Err(_) => Some(took.max(FAILURE_LOOKS_LIKE)),
+    // A failure says nothing about how long an answer takes, and a fast one must not make its endpoint look fast:
+    // the endpoint keeps the price that it had. Leaving it alone is for outlier detection and the connect backoff.
+    in_flight.end(match (&result, sent_at.get()) {
+        (Ok((response, _)), Some(sent_at)) if !response.status().is_server_error() => Some(sent_at.elapsed()),
+        _ => None,
     });
     let (mut response, slot) = result?;
     let from = response.version();
@@ -319,9 +315,11 @@ async fn send(
     endpoint: &Rc<Endpoint>,
     outgoing: &Outgoing,
     source: &Source,
+    sent_at: &Cell<Option<Instant>>,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     if outgoing.version == Version::HTTP_2 {
         let slot = connect::http2(worker, service, endpoint).await?;
+        sent_at.set(Some(Instant::now()));
         let response = slot.connection().send(outgoing.request(source.next_try())).await;
         let response = response.map_err(|mut e| {
             let unsent = e.take_message().is_some();
@@ -337,6 +335,7 @@ async fn send(
             None => connect::http1(worker, service, endpoint).await?,
         };
         let body = source.next_try();
+        sent_at.set(Some(Instant::now()));
         match sender.try_send_request(outgoing.request(body)).await {
             Ok(response) => {
                 endpoint.h1.give_back(sender);

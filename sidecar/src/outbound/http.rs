@@ -77,9 +77,7 @@ async fn handle(client: Rc<Client>, mut request: Request<Incoming>) -> Response<
     let grpc = is_grpc(&parts.headers);
     match forward::outgoing(&service, parts) {
         Ok(outgoing) => forward(worker, &service, outgoing, body).await,
-        Err(e) => {
-            refused(worker, &service.unattached, Instant::now(), Reason::BadRequest, &e.to_string(), grpc)
-        }
+        Err(e) => refused(worker, &service.unattached, Instant::now(), Reason::BadRequest, &e.to_string(), grpc),
     }
 }
 

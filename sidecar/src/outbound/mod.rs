@@ -1,6 +1,6 @@
 //! The outbound journey: from a connection of the workload to an endpoint of the service that it means.
 //!
-//! 1. accept, and recover where the workload was going; 2. look at the first bytes; 3. name the service; then
+//! Accept, and recover where the workload was going; look at the first bytes; name the service; then
 //! [`http`] carries requests and [`opaque`] carries bytes.
 
 mod connect;

@@ -18,11 +18,14 @@ use super::endpoint::Endpoint;
 use crate::{
     admin::EndpointReport,
     balance::{Balancer, Candidate},
-    config::{CircuitBreakers as Thresholds, EndpointSource, Host, MtlsMode, OutlierDetection, Protocol, RetryPolicy, ServiceConfig, Timeouts},
+    config::{
+        CircuitBreakers as Thresholds, EndpointSource, Host, MtlsMode, OutlierDetection, Protocol, RetryPolicy,
+        ServiceConfig, Timeouts,
+    },
     discovery::{EndpointSet, SetState, Target, Watch},
     http::client::ConnectError,
     reason::Reason,
-    resilience::{CircuitBreakers, OutlierDetector, Outcome, RetryBudget},
+    resilience::{CircuitBreakers, Outcome, OutlierDetector, RetryBudget},
     telemetry::{Direction, RequestMetrics, ServiceMetrics},
     tls::PeerExpectation,
     worker::Worker,

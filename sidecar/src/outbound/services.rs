@@ -57,7 +57,8 @@ impl Services {
 
     /// Starts every configured service, so that its endpoints are known before the first call.
     pub fn start(&self, worker: &Rc<Worker>) {
-        for index in 0..self.made.borrow().len() {
+        let all = self.made.borrow().len();
+        for index in 0..all {
             self.configured_service(worker, index);
         }
     }

@@ -161,12 +161,7 @@ where
 }
 
 /// The response of an application that did not agree.
-fn ordinary(
-    service: &Service,
-    mut parts: http::response::Parts,
-    body: Incoming,
-    exchange: Exchange,
-) -> Response<Body> {
+fn ordinary(service: &Service, mut parts: http::response::Parts, body: Incoming, exchange: Exchange) -> Response<Body> {
     parts.version = Version::HTTP_11;
     let activity = crate::http::body::Activity::new(service.spec.timeouts.idle.enabled());
     Response::from_parts(parts, crate::http::body::Watched::body(body, exchange, activity))
