@@ -138,6 +138,11 @@ impl ReplaySource {
         !source.overflowed && !source.failed
     }
 
+    /// Whether the connection that the body comes from broke.
+    pub fn broke(&self) -> bool {
+        self.0.borrow().failed
+    }
+
     /// The body for the next try; those of earlier tries end with an error.
     pub fn next_try(&self) -> Body {
         let mut source = self.0.borrow_mut();

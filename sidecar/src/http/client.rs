@@ -27,6 +27,7 @@ use crate::{
     reason::Reason,
     resilience::Permit,
     telemetry::{ConnectionMetrics, RequestMetrics},
+    tls,
     worker::Busy,
 };
 
@@ -252,7 +253,10 @@ impl H2Pool {
             .keep_alive_timeout(Duration::from_secs(5))
             .handshake(TokioIo::new(made.io))
             .await
-            .map_err(|e| ConnectError::new(Reason::ProtocolError, format_args!("HTTP/2 could not start: {e}")))?;
+            .map_err(|e| match tls::find(&e) {
+                Some(refusal) => ConnectError::new(Reason::TlsFailed, format_args!("no mTLS: {}", refusal.message)),
+                None => ConnectError::new(Reason::ProtocolError, format_args!("HTTP/2 could not start: {e}")),
+            })?;
         let connection = Rc::new(H2Connection {
             sender: RefCell::new(sender),
             streams: Cell::new(0),

@@ -20,6 +20,7 @@ use crate::{
     reason::Reason,
     resilience::{Outcome, full_jitter},
     telemetry::{Direction, RequestMetrics},
+    tls,
     worker::Worker,
 };
 
@@ -70,6 +71,13 @@ impl Source {
         match self {
             Self::None => Body::Empty,
             Self::Replay(source) => source.next_try(),
+        }
+    }
+
+    fn broke(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Replay(source) => source.broke(),
         }
     }
 
@@ -371,10 +379,16 @@ pub(super) fn h2_unprocessed(error: &hyper::Error) -> bool {
 }
 
 fn failed(service: &Service, endpoint: &Endpoint, e: &hyper::Error, unsent: bool, source: &Source) -> TryError {
-    let by_caller = !unsent && !source.can_replay() && e.is_user();
+    let by_caller = !unsent && source.broke();
     let unprocessed = unsent || e.is_canceled() || h2_unprocessed(e);
     let why = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
     let (name, address) = (&service.spec.name, endpoint.address);
+    if let Some(refusal) = tls::find(e) {
+        // With TLS 1.3 a peer refuses our certificate only after the handshake; it read nothing of the request.
+        let text = format!("no mTLS with {name} at {address}: {}", refusal.message);
+        let unprocessed = unprocessed || refusal.code.starts_with("refused_");
+        return TryError { reason: Reason::TlsFailed, message: text.into(), unprocessed, by_caller };
+    }
     let (reason, message) = if e.is_parse() {
         (Reason::ProtocolError, format!("{name} at {address} sent what is no HTTP response: {e}"))
     } else {
