@@ -163,11 +163,8 @@ fn a_gibibyte_passes_in_flat_memory() {
                 assert_eq!((sunk.json()["length"].as_u64(), &sunk.json()["pattern"]), (Some(GIB), &true.into()));
             } else {
                 let get = request(family, h2, Method::GET, &format!("/bytes/{GIB}")).body(body("")).unwrap();
-                let response = if h2 {
-                    pair.client.http2(family.at(HTTP)).await.send_request(get).await.unwrap()
-                } else {
-                    pair.client.http1(family.at(HTTP)).await.send_request(get).await.unwrap()
-                };
+                let (mut sender, _cut) = pair.client.http(family.at(HTTP), h2).await;
+                let response = sender.send(get).await.unwrap();
                 assert_eq!(drain_pattern(response.into_body()).await, GIB);
             }
             let peaks = [&pair.client_sidecar, &pair.server_sidecar].map(|s| s.memory_kib("VmHWM"));
@@ -185,11 +182,8 @@ fn a_slow_reader_holds_the_sender_back_and_not_the_memory() {
             pair.client_sidecar.reset_peak();
             pair.server_sidecar.reset_peak();
             let get = request(family, h2, Method::GET, "/bytes/1073741824").body(body("")).unwrap();
-            let mut response = if h2 {
-                pair.client.http2(family.at(HTTP)).await.send_request(get).await.unwrap()
-            } else {
-                pair.client.http1(family.at(HTTP)).await.send_request(get).await.unwrap()
-            };
+            let (mut client, _cut) = pair.client.http(family.at(HTTP), h2).await;
+            let mut response = client.send(get).await.unwrap();
             response.body_mut().frame().await.unwrap().unwrap();
             // Nobody reads: what can be on its way is bounded by windows and socket buffers.
             tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -226,11 +220,8 @@ fn endless_bodies_flow_in_both_directions_until_the_caller_leaves() {
             let get = request(family, h2, Method::GET, "/endless").body(body("")).unwrap();
             let begun = Instant::now();
             {
-                let mut response = if h2 {
-                    pair.client.http2(family.at(HTTP)).await.send_request(get).await.unwrap()
-                } else {
-                    pair.client.http1(family.at(HTTP)).await.send_request(get).await.unwrap()
-                };
+                let (mut client, _cut) = pair.client.http(family.at(HTTP), h2).await;
+                let mut response = client.send(get).await.unwrap();
                 let mut text = String::new();
                 while text.lines().count() < 50 {
                     let frame = timeout(SOON, response.body_mut().frame()).await.unwrap().unwrap().unwrap();
@@ -247,15 +238,12 @@ fn endless_bodies_flow_in_both_directions_until_the_caller_leaves() {
             let post =
                 request(family, h2, Method::POST, "/echo").body(FrameBody::new(receiver).boxed_unsync()).unwrap();
             {
-                sender.send(Frame::data(Bytes::from_static(b"first"))).await.unwrap();
-                let mut response = if h2 {
-                    pair.client.http2(family.at(HTTP)).await.send_request(post).await.unwrap()
-                } else {
-                    pair.client.http1(family.at(HTTP)).await.send_request(post).await.unwrap()
-                };
+                sender.send(Ok(Frame::data(Bytes::from_static(b"first")))).await.unwrap();
+                let (mut client, _cut) = pair.client.http(family.at(HTTP), h2).await;
+                let mut response = client.send(post).await.unwrap();
                 for text in ["first", "second", "third"] {
                     if text != "first" {
-                        sender.send(Frame::data(Bytes::from_static(text.as_bytes()))).await.unwrap();
+                        sender.send(Ok(Frame::data(Bytes::from_static(text.as_bytes())))).await.unwrap();
                     }
                     let frame = timeout(SOON, response.body_mut().frame()).await;
                     let frame = frame.unwrap_or_else(|_| panic!("IPv{} h2={h2}: {text} is held back", family.version));
@@ -309,11 +297,11 @@ fn grpc_calls_of_all_four_kinds() {
             // Bidirectional: each message is answered before the next is sent.
             let (sender, receiver) = mpsc::channel(1);
             let call = grpc_call(family, "Bidi", FrameBody::new(receiver).boxed_unsync(), &[]);
-            let mut client = pair.client.http2(to).await;
-            let response = timeout(SOON, client.send_request(call)).await.expect("headers before any message").unwrap();
+            let (mut client, _cut) = pair.client.http(to, true).await;
+            let response = timeout(SOON, client.send(call)).await.expect("headers before any message").unwrap();
             let mut answers = grpc::Messages::new(response.into_body());
             for text in ["a", "bb", "ccc"] {
-                sender.send(Frame::data(grpc::frame(text.as_bytes()))).await.unwrap();
+                sender.send(Ok(Frame::data(grpc::frame(text.as_bytes())))).await.unwrap();
                 assert_eq!(timeout(SOON, answers.next()).await.unwrap().unwrap().unwrap(), text);
             }
             drop(sender);
@@ -344,8 +332,8 @@ fn grpc_deadlines_and_cancellation_reach_the_other_side() {
             until_cancelled(&pair, left).await;
 
             let sleeping = grpc_call(family, "Unary", body(grpc::frame(b"x")), &[("x-sleep-ms", "20000")]);
-            let mut client = pair.client.http2(to).await;
-            assert!(timeout(Duration::from_millis(300), client.send_request(sleeping)).await.is_err());
+            let (mut client, _cut) = pair.client.http(to, true).await;
+            assert!(timeout(Duration::from_millis(300), client.send(sleeping)).await.is_err());
             left += 1;
             until_cancelled(&pair, left).await;
         }
@@ -367,8 +355,8 @@ fn an_upgraded_connection_carries_any_bytes() {
                     .unwrap()
             };
             // Any protocol: bytes both ways, then half-close.
-            let mut client = pair.client.http1(family.at(HTTP)).await;
-            let mut response = client.send_request(ask("raw-bytes", "/upgrade")).await.unwrap();
+            let (mut client, _cut) = pair.client.http(family.at(HTTP), false).await;
+            let mut response = client.send(ask("raw-bytes", "/upgrade")).await.unwrap();
             assert_eq!(response.status(), 101);
             assert_eq!(response.headers()["upgrade"], "raw-bytes");
             let io = hyper::upgrade::on(&mut response).await.unwrap();
@@ -385,8 +373,8 @@ fn an_upgraded_connection_carries_any_bytes() {
             assert!(back == sent);
 
             // WebSocket: the accept value, messages of every length form, ping, close.
-            let mut client = pair.client.http1(family.at(HTTP)).await;
-            let mut response = client.send_request(ask("websocket", "/upgrade")).await.unwrap();
+            let (mut client, _cut) = pair.client.http(family.at(HTTP), false).await;
+            let mut response = client.send(ask("websocket", "/upgrade")).await.unwrap();
             assert_eq!(response.status(), 101);
             assert_eq!(response.headers()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
             let mut io = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
@@ -402,8 +390,8 @@ fn an_upgraded_connection_carries_any_bytes() {
             assert_eq!(timeout(SOON, io.read(&mut [0; 8])).await.unwrap().unwrap(), 0, "the end after the close frame");
 
             // A server that does not want to: its answer comes as it is.
-            let mut client = pair.client.http1(family.at(HTTP)).await;
-            let refused = client.send_request(ask("raw-bytes", "/status/404")).await.unwrap();
+            let (mut client, _cut) = pair.client.http(family.at(HTTP), false).await;
+            let refused = client.send(ask("raw-bytes", "/status/404")).await.unwrap();
             assert_eq!(Reply::read(refused).await.unwrap().text(), "404\n");
         }
     });
@@ -642,8 +630,40 @@ fn what_is_no_service_passes_untouched() {
             let mut stream = pair.client.connect((ip, 9001).into()).await.unwrap();
             read_until(&mut stream, |t| t == "220 outside ready\r\n").await;
             let mut stream = pair.client.connect((ip, 9000).into()).await.unwrap();
-            stream.write_all(b"\x16\x03").await.unwrap();
+            stream.write_all(b"\x00\x01").await.unwrap();
             read_until(&mut stream, |t| t.len() == 2).await;
+        }
+    });
+}
+
+#[test]
+fn first_words_that_resemble_http_are_not_held_back() {
+    harness::run(async {
+        let pair = Pair::new(Mesh::new()).await;
+        let outside = pair.mesh.pod("outside");
+        let _origin = outside.serve(&["--tcp-echo", "9000"]).await;
+        // Redis inline, memcached, SMTP, PostgreSQL's SSLRequest, MQTT, a lone letter, a bare line end.
+        let first_words: [&[u8]; 9] = [
+            b"GET key\r\n",
+            b"PING\r\n",
+            b"get key\r\n",
+            b"HELO me\r\n",
+            b"\0\0\0\x08\x04\xd2\x16\x2f",
+            b"\x10\x0c\0\x04MQTT\x04\x02\0<",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"q",
+            b"\n",
+        ];
+        for to in [pair.families()[0].at(ECHO), pair.families()[1].at(ECHO), outside.at4(9000), outside.at6(9000)] {
+            for words in first_words {
+                let mut stream = pair.client.connect(to).await.unwrap();
+                stream.write_all(words).await.unwrap();
+                let mut back = vec![0; words.len()];
+                let read = timeout(SOON, stream.read_exact(&mut back)).await;
+                let read = read.unwrap_or_else(|_| panic!("{to}: {:?} is held back", String::from_utf8_lossy(words)));
+                read.unwrap();
+                assert_eq!(back, words);
+            }
         }
     });
 }

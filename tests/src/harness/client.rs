@@ -1,10 +1,10 @@
 //! HTTP clients that connect from inside a pod.
 
-use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use http_body_util::BodyExt as _;
 use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
@@ -13,16 +13,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
 use super::pod::Pod;
+use crate::workload::body::{OriginBody, text};
 
 /// The body of a request.
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub type Body = OriginBody;
 
 /// How long one exchange may take before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A body of these bytes.
 pub fn body(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).boxed_unsync()
+    text(bytes)
 }
 
 /// A whole answer.
@@ -71,43 +72,67 @@ impl Reply {
     }
 }
 
-/// An HTTP/1.1 client on this connection; upgrades work.
-pub async fn http1_on(stream: TcpStream) -> http1::SendRequest<Body> {
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-    // Its error reaches the test through the request that it broke.
-    tokio::spawn(async move {
-        let _ = connection.with_upgrades().await;
-    });
-    sender
+/// A connection that ends when this is dropped, whatever is still under way on it.
+pub struct Cut(std::os::fd::OwnedFd);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        // hyper keeps the socket of an HTTP/2 connection in a task of its own. An error means that it has ended.
+        let _ = socket2::SockRef::from(&self.0).shutdown(std::net::Shutdown::Both);
+    }
 }
 
-/// An HTTP/2 client on this connection.
-pub async fn http2_on(stream: TcpStream) -> http2::SendRequest<Body> {
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(async move {
-        let _ = connection.await;
-    });
-    sender
+/// Something that can send either version.
+pub enum Sender {
+    /// HTTP/1.1.
+    H1(http1::SendRequest<Body>),
+    /// HTTP/2.
+    H2(http2::SendRequest<Body>),
+}
+
+impl Sender {
+    /// Sends a request and waits for the head of its answer.
+    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, hyper::Error> {
+        match self {
+            Self::H1(sender) => sender.send_request(request).await,
+            Self::H2(sender) => sender.send_request(request).await,
+        }
+    }
+}
+
+/// A client on this connection, and what cuts the connection when dropped.
+pub async fn on(stream: TcpStream, h2: bool) -> (Sender, Cut) {
+    let cut = Cut(std::os::fd::AsFd::as_fd(&stream).try_clone_to_owned().unwrap());
+    let io = TokioIo::new(stream);
+    // A connection's error reaches the test through the request that it broke.
+    if h2 {
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        (Sender::H2(sender), cut)
+    } else {
+        let (sender, connection) = http1::handshake(io).await.unwrap();
+        tokio::spawn(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        (Sender::H1(sender), cut)
+    }
 }
 
 impl Pod {
-    /// An HTTP/1.1 client to this address.
-    pub async fn http1(&self, to: SocketAddr) -> http1::SendRequest<Body> {
-        http1_on(self.connect(to).await.unwrap_or_else(|e| panic!("{} to {to}: {e}", self.name))).await
-    }
-
-    /// An HTTP/2 client to this address.
-    pub async fn http2(&self, to: SocketAddr) -> http2::SendRequest<Body> {
-        http2_on(self.connect(to).await.unwrap_or_else(|e| panic!("{} to {to}: {e}", self.name))).await
+    /// A client to this address.
+    pub async fn http(&self, to: SocketAddr, h2: bool) -> (Sender, Cut) {
+        on(self.connect(to).await.unwrap_or_else(|e| panic!("{} to {to}: {e}", self.name)), h2).await
     }
 
     /// One GET on a connection of its own; the error in words.
     pub async fn try_get(&self, to: SocketAddr, host: &str, path: &str) -> Result<Reply, String> {
         let exchange = async {
             let stream = self.connect(to).await.map_err(|e: io::Error| format!("connect {to}: {e}"))?;
-            let mut sender = http1_on(stream).await;
+            let (mut sender, _cut) = on(stream, false).await;
             let request = Request::get(path).header("host", host).body(body("")).map_err(|e| e.to_string())?;
-            let response = sender.send_request(request).await.map_err(|e| format!("{to}{path}: {e:?}"))?;
+            let response = sender.send(request).await.map_err(|e| format!("{to}{path}: {e:?}"))?;
             Reply::read(response).await.map_err(|e| format!("{to}{path}, body: {e:?}"))
         };
         tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| format!("{to}{path}: no answer in {PATIENCE:?}"))?
@@ -120,12 +145,8 @@ impl Pod {
 
     /// One GET whose every detail is the caller's, in HTTP/1.1 or HTTP/2.
     pub async fn send(&self, to: SocketAddr, h2: bool, request: Request<Body>) -> Reply {
-        let response = if h2 {
-            self.http2(to).await.send_request(request).await
-        } else {
-            self.http1(to).await.send_request(request).await
-        };
-        let response = response.unwrap_or_else(|e| panic!("{} to {to}: {e:?}", self.name));
+        let (mut sender, _cut) = self.http(to, h2).await;
+        let response = sender.send(request).await.unwrap_or_else(|e| panic!("{} to {to}: {e:?}", self.name));
         Reply::read(response).await.unwrap_or_else(|e| panic!("{} to {to}, body: {e:?}", self.name))
     }
 }

@@ -2,7 +2,6 @@
 //! took to its end is counted as cancelled.
 
 use std::{
-    convert::Infallible,
     pin::Pin,
     sync::{
         Arc,
@@ -19,17 +18,29 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::pattern;
 
+/// A body that cannot be finished; its connection or stream ends with it.
+#[derive(Debug)]
+pub struct Broken;
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the body broke off")
+    }
+}
+
+impl std::error::Error for Broken {}
+
 /// The body of every answer.
-pub type OriginBody = UnsyncBoxBody<Bytes, Infallible>;
+pub type OriginBody = UnsyncBoxBody<Bytes, Broken>;
 
 /// A body of this text.
 pub fn text(text: impl Into<Bytes>) -> OriginBody {
-    Full::new(text.into()).boxed_unsync()
+    Full::new(text.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// No body.
 pub fn empty() -> OriginBody {
-    Empty::new().boxed_unsync()
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
 /// `total` bytes of the pattern.
@@ -48,9 +59,9 @@ impl PatternBody {
 
 impl Body for PatternBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let part = pattern::slice(self.offset, self.total - self.offset);
         if part.is_empty() {
             return Poll::Ready(None);
@@ -84,9 +95,9 @@ impl Default for EndlessBody {
 
 impl Body for EndlessBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         ready!(self.tick.poll_tick(cx));
         self.n += 1;
         Poll::Ready(Some(Ok(Frame::data(format!("{}\n", self.n).into()))))
@@ -139,14 +150,17 @@ impl Watched {
 
 impl Body for Watched {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         if let (Some(Ok(frame)), Some(left)) = (&frame, &mut self.left) {
             *left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len) as u64);
         }
         // hyper does not poll a body of known length again after its last byte.
+        if matches!(frame, Some(Err(_))) {
+            return Poll::Ready(frame);
+        }
         if frame.is_none() || self.inner.is_end_stream() || self.left == Some(0) {
             self.flight.finish();
         }

@@ -7,7 +7,6 @@
 //! `x-grpc-timeout`.
 
 use std::{
-    convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -19,24 +18,30 @@ use http_body_util::BodyExt as _;
 use hyper::{HeaderMap, Request, Response, body::Incoming, header};
 use tokio::sync::mpsc;
 
-use super::{body::OriginBody, routes::bare};
+use super::{
+    body::{Broken, OriginBody},
+    routes::bare,
+};
+
+/// Where the frames of a [`FrameBody`] come from.
+pub type FrameSender = mpsc::Sender<Result<Frame<Bytes>, Broken>>;
 
 /// A body whose frames come from a channel.
-pub struct FrameBody(mpsc::Receiver<Frame<Bytes>>);
+pub struct FrameBody(mpsc::Receiver<Result<Frame<Bytes>, Broken>>);
 
 impl FrameBody {
-    /// Ends when the sender is dropped.
-    pub fn new(receiver: mpsc::Receiver<Frame<Bytes>>) -> Self {
+    /// Ends well when the sender is dropped.
+    pub fn new(receiver: mpsc::Receiver<Result<Frame<Bytes>, Broken>>) -> Self {
         Self(receiver)
     }
 }
 
 impl Body for FrameBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(cx).map(|frame| frame.map(Ok))
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        self.0.poll_recv(cx)
     }
 }
 
@@ -144,25 +149,30 @@ pub async fn respond(request: Request<Incoming>) -> Response<OriginBody> {
 async fn call(
     method: &str,
     mut messages: Messages<Incoming>,
-    sender: mpsc::Sender<Frame<Bytes>>,
-) -> Result<(), mpsc::error::SendError<Frame<Bytes>>> {
+    sender: FrameSender,
+) -> Result<(), mpsc::error::SendError<Result<Frame<Bytes>, Broken>>> {
     let (mut count, mut bytes) = (0_u64, 0_u64);
-    while let Ok(Some(message)) = messages.next().await {
+    loop {
+        let message = match messages.next().await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(_) => return sender.send(Err(Broken)).await,
+        };
         count += 1;
         bytes += message.len() as u64;
         match method {
-            "Unary" | "Bidi" => sender.send(Frame::data(frame(&message))).await?,
+            "Unary" | "Bidi" => sender.send(Ok(Frame::data(frame(&message)))).await?,
             "ServerStream" => {
                 let wanted: u64 = std::str::from_utf8(&message).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0);
                 for n in 1..=wanted {
-                    sender.send(Frame::data(frame(n.to_string().as_bytes()))).await?;
+                    sender.send(Ok(Frame::data(frame(n.to_string().as_bytes())))).await?;
                 }
             }
             _ => {}
         }
     }
     if method == "ClientStream" {
-        sender.send(Frame::data(frame(format!("{count} {bytes}").as_bytes()))).await?;
+        sender.send(Ok(Frame::data(frame(format!("{count} {bytes}").as_bytes())))).await?;
     }
-    sender.send(Frame::trailers(status(0, "fine"))).await
+    sender.send(Ok(Frame::trailers(status(0, "fine")))).await
 }

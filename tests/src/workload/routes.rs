@@ -15,7 +15,7 @@ use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 use serde_json::json;
 
 use super::{
-    body::{EndlessBody, Flight, OriginBody, PatternBody, Watched, empty, text},
+    body::{Broken, EndlessBody, Flight, OriginBody, PatternBody, Watched, empty, text},
     grpc, websocket,
 };
 use crate::pattern;
@@ -60,7 +60,9 @@ pub async fn respond(origin: Arc<Origin>, peer: Peer, request: Request<Incoming>
     let response =
         if grpc::is_grpc(&request) { grpc::respond(request).await } else { route(&origin, &peer, request).await };
     if head {
+        // hyper would send the body of an answer to HEAD on HTTP/2.
         flight.finish();
+        return response.map(|_| empty());
     }
     let length = response.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     response.map(|body| Watched::new(body, flight, length).boxed_unsync())
@@ -103,7 +105,12 @@ async fn route(origin: &Origin, peer: &Peer, request: Request<Incoming>) -> Resp
             tokio::time::sleep(Duration::from_millis(ms)).await;
             answer(200, format!("{}\n", origin.name))
         }
-        ("bytes", Some(n)) => ok(PatternBody::new(n, true).boxed_unsync()),
+        ("bytes", Some(n)) => {
+            let mut response = ok(PatternBody::new(n, true).boxed_unsync());
+            // hyper leaves it out for an empty HTTP/2 body.
+            response.headers_mut().insert(header::CONTENT_LENGTH, n.into());
+            response
+        }
         ("chunked", Some(n)) => ok(PatternBody::new(n, false).boxed_unsync()),
         ("endless", _) => ok(EndlessBody::default().boxed_unsync()),
         ("echo", _) => echo(request),
@@ -151,14 +158,14 @@ fn whoami(origin: &Origin, peer: &Peer, request: &Request<Incoming>) -> Response
     response
 }
 
-/// Streams the request's body, and its trailers, back. A body that breaks off ends the answer abnormally.
+/// Streams the request's body, and its trailers, back. A body that breaks off breaks the answer off.
 fn echo(request: Request<Incoming>) -> Response<OriginBody> {
     let length = request.headers().get(header::CONTENT_LENGTH).cloned();
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let mut body = request.into_body();
     tokio::spawn(async move {
-        while let Some(Ok(frame)) = body.frame().await {
-            if sender.send(frame).await.is_err() {
+        while let Some(frame) = body.frame().await {
+            if sender.send(frame.map_err(|_| Broken)).await.is_err() {
                 return;
             }
         }
