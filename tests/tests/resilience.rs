@@ -171,7 +171,8 @@ fn dns_that_fails_keeps_the_last_answer_and_one_that_says_nobody_is_believed() {
             world.mesh.dns.fail(Some(fault));
             // Several times the TTL of one second.
             tokio::time::sleep(Duration::from_secs(4)).await;
-            let report = world.load(&["--requests", "50", "--connect-to", &world.replicas[0].pod.at4(HTTP).to_string()]).await;
+            let report =
+                world.load(&["--requests", "50", "--connect-to", &world.replicas[0].pod.at4(HTTP).to_string()]).await;
             assert_eq!(number(&report, "failed"), 0, "{fault:?}: {report}");
             world.mesh.dns.fail(None);
         }
