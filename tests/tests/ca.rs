@@ -147,10 +147,10 @@ fn without_the_ca_traffic_goes_on_and_sidecars_restart() {
         assert_none_failed(&client.load(&args).report().await);
         assert!(client.metric("outrigger_identity_renewals_total", &[("outcome", "failed")]).await >= 1.0);
         // Back again: it renews before the end.
-        let before = client.admin("/certs").await.json()["serial"].clone();
+        let before = client.admin("/certs").await.json()["certificate"]["serial"].clone();
         let _server = ca.serve().await;
         harness::eventually("the certificate is renewed", Duration::from_secs(20), || async {
-            let now = client.admin("/certs").await.json()["serial"].clone();
+            let now = client.admin("/certs").await.json()["certificate"]["serial"].clone();
             if now == before { Err(now.to_string()) } else { Ok(()) }
         })
         .await;

@@ -151,6 +151,12 @@ async fn is_well(pod: &Pod, sidecar: &mut Sidecar, descriptors_before: usize) {
         let reply = pod.get((Ipv4Addr::LOCALHOST, 15020).into(), "x", path).await;
         assert_eq!(reply.status, 200, "{path}: {}", reply.text());
     }
+    let metrics = pod.get((Ipv4Addr::LOCALHOST, 15020).into(), "x", "/metrics").await.text();
+    for line in
+        metrics.lines().filter(|l| ["errors_", "tls_fail", "connect_fail", "circuit_"].iter().any(|m| l.contains(m)))
+    {
+        println!("{line}");
+    }
     let log = sidecar.log_text();
     assert!(!log.contains("panicked"), "a panic: {}", log.lines().find(|l| l.contains("panicked")).unwrap());
     let peak = sidecar.memory_kib("VmHWM");
@@ -188,6 +194,48 @@ fn the_inbound_port_survives() {
             attack(&outside, pair.families()[0].at(HTTP), seed).await;
             is_well(&pair.server, &mut pair.server_sidecar, before).await;
             still_serves(&pair).await;
+        }
+    });
+}
+
+#[test]
+fn no_connection_slips_past_a_strict_sidecar() {
+    harness::run(async {
+        let seed = seed();
+        let config = json!({ "log": { "level": "error" } });
+        let pair = Pair::with(Mesh::alone(), json!({}), config).await;
+        let outside = Rc::new(pair.mesh.pod("outside"));
+        // Few ports, so that each pair of addresses comes again while the kernel still remembers the last one.
+        outside.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40400")).unwrap();
+        outside.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")).unwrap();
+        for family in pair.families() {
+            let (next, slipped) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0_u32)));
+            let callers: Vec<_> = (0..TOGETHER)
+                .map(|_| {
+                    let (outside, next, slipped) = (outside.clone(), next.clone(), slipped.clone());
+                    tokio::task::spawn_local(async move {
+                        while next.get() < STREAMS {
+                            let n = next.replace(next.get() + 1);
+                            let mut rng = Rng::with_seed(seed ^ u64::from(n));
+                            let Ok(mut stream) = outside.connect(family.at(ECHO)).await else { continue };
+                            let _ = stream.write_all(b"\0slip").await;
+                            if rng.bool() {
+                                let wait = Duration::from_millis(rng.u64(1..20));
+                                if let Ok(Ok(1..)) = timeout(wait, stream.read(&mut [0; 16])).await {
+                                    slipped.set(slipped.get() + 1);
+                                }
+                            }
+                            if rng.bool() {
+                                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for caller in callers {
+                caller.await.unwrap();
+            }
+            assert_eq!(slipped.get(), 0, "IPv{}: plaintext was answered by the application", family.version);
         }
     });
 }

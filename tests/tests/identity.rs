@@ -367,7 +367,7 @@ fn an_expired_certificate_of_ones_own_stops_calls_and_never_falls_back_to_plaint
         mesh.dns.set("fresh.mesh", 60, &[server.v4.into()]);
         let refused = client.get(server.at4(8080), "fresh.mesh:8080", "/").await;
         assert_eq!((refused.status.as_u16(), refused.header("outrigger-error")), (503, "no_certificate"));
-        assert!(refused.text().contains("expired"), "{}", refused.text());
+        assert!(refused.text().contains("not valid at this time"), "{}", refused.text());
         // A new certificate heals it.
         ca.install(&client, &Leaf::of("client", &[]));
         harness::eventually("the new certificate is taken up", SOON, || async {
@@ -382,7 +382,7 @@ fn an_expired_certificate_of_ones_own_stops_calls_and_never_falls_back_to_plaint
 async fn serial(pod: &Pod) -> String {
     let certs = pod.admin("/certs").await;
     assert!(!certs.text().contains("PRIVATE KEY"), "key material on /certs");
-    certs.json()["serial"].as_str().unwrap_or_else(|| panic!("no serial: {}", certs.text())).to_owned()
+    certs.json()["certificate"]["serial"].as_str().unwrap_or_else(|| panic!("no serial: {}", certs.text())).to_owned()
 }
 
 /// Says something over an echo connection and hears it back.

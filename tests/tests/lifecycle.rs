@@ -179,8 +179,10 @@ fn a_sidecar_without_a_certificate_lives_and_is_not_ready() {
         let ready = pod.get((Ipv4Addr::LOCALHOST, 15020).into(), "localhost", "/readyz").await;
         assert_eq!(ready.status, 503);
         assert!(ready.text().contains("cert"), "it says what is missing: {}", ready.text());
-        let refused = pod.get(pod.at4(1), "orders.mesh:1", "/").await;
-        assert_eq!(refused.status, 503, "{}", refused.text());
+        let other = mesh.pod("other");
+        mesh.dns.set("orders.mesh", 5, &[other.v4.into()]);
+        let refused = pod.get(other.at4(8080), "orders.mesh:8080", "/").await;
+        assert_eq!(refused.header("outrigger-error"), "no_certificate", "{}", refused.text());
         // Its files arrive late.
         let ca = harness::pki::TestCa::new("late root");
         ca.install(&pod, &harness::pki::Leaf::of("pod", &[]));
