@@ -28,7 +28,7 @@ impl DerefMut for Sidecar {
 }
 
 /// Puts `over` onto `base`, object by object.
-pub(super) fn merge(base: &mut Value, over: Value) {
+pub fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {
