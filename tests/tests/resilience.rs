@@ -1,250 +1,390 @@
-//! Replicas that die, fail and move, and DNS that fails: what the caller sees.
+//! What the callers see when replicas and DNS fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{net::IpAddr, time::Duration};
+use std::time::{Duration, Instant};
 
-use outrigger_e2e::harness::{self, Mesh, Pod, Process, Sidecar, dns::Fault, pki::Ca};
+use hickory_proto::rr::RecordType;
+use outrigger_e2e::harness::{
+    self, Mesh, Shop,
+    dns::Fault,
+    shop::{ORDERS, URL, assert_none_failed},
+};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
-const HTTP: u16 = 8080;
-const HOST: &str = "orders.mesh";
-const URL: &str = "http://orders.mesh:8080/";
-
-struct Replica {
-    sidecar: Sidecar,
-    app: Process,
-    pod: Pod,
+/// Settings of `orders.mesh` at the client.
+fn orders(settings: Value) -> Value {
+    let mut service = json!({ "name": ORDERS, "port": 8080 });
+    service.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+    json!({ "services": [service] })
 }
 
-impl Replica {
-    async fn new(mesh: &Mesh, ca: &Ca, name: &str) -> Self {
-        let pod = mesh.pod(name);
-        ca.issue(&pod, &[HOST], "1h");
-        let app = serve(&pod).await;
-        let sidecar = Sidecar::start(mesh, &pod, json!({ "workers": 1 })).await;
-        Self { sidecar, app, pod }
-    }
-
-    fn kill(&mut self) {
-        self.app.kill();
-        self.sidecar.kill();
-    }
-
-    async fn restart(&mut self, mesh: &Mesh) {
-        self.app = serve(&self.pod).await;
-        self.sidecar = Sidecar::start(mesh, &self.pod, json!({ "workers": 1 })).await;
-    }
-
-    /// Tells the application something past its sidecar.
-    async fn tell(&self, path: &str) {
-        let reply = self.pod.get((std::net::Ipv4Addr::LOCALHOST, HTTP).into(), "localhost", path).await;
-        assert_eq!(reply.status, 200, "{path}");
-    }
-}
-
-async fn serve(pod: &Pod) -> Process {
-    pod.serve(&["--http", &HTTP.to_string()]).await
-}
-
-/// A client and replicas of one service, each with a sidecar.
-struct World {
-    /// Ends when dropped.
-    #[allow(dead_code)]
-    client_sidecar: Sidecar,
-    client: Pod,
-    replicas: Vec<Replica>,
-    mesh: Mesh,
-}
-
-impl World {
-    async fn new(mesh: Mesh, replicas: usize, service: Value) -> Self {
-        let ca = Ca::init(&mesh);
-        let client = mesh.pod("client");
-        ca.issue(&client, &[], "1h");
-        let mut all = Vec::new();
-        for n in 0..replicas {
-            all.push(Replica::new(&mesh, &ca, &format!("orders-{n}")).await);
-        }
-        let ips: Vec<IpAddr> = all.iter().map(|r| r.pod.v4.into()).collect();
-        mesh.dns.set(HOST, 1, &ips);
-        let mut config = json!({ "name": HOST, "port": HTTP });
-        harness::sidecar::merge(&mut config, service);
-        let config = json!({ "workers": 1, "services": [config] });
-        let client_sidecar = Sidecar::start(&mesh, &client, config).await;
-        Self { client_sidecar, client, replicas: all, mesh }
-    }
-
-    /// Gives the service these replicas, over IPv4.
-    fn publish(&self, ttl: u32, replicas: &[usize]) {
-        let ips: Vec<IpAddr> = replicas.iter().map(|n| self.replicas[*n].pod.v4.into()).collect();
-        self.mesh.dns.set(HOST, ttl, &ips);
-    }
-
-    async fn load(&self, args: &[&str]) -> Value {
-        self.client.load(&[&["--url", URL], args].concat()).report().await
-    }
-
-    async fn get(&self, path: &str) -> harness::Reply {
-        self.client.get(self.replicas[0].pod.at4(HTTP), &format!("{HOST}:{HTTP}"), path).await
-    }
-}
-
-fn number(report: &Value, key: &str) -> u64 {
-    report[key].as_u64().unwrap_or_else(|| panic!("no {key} in {report}"))
+fn share(report: &Value, replica: &str) -> f64 {
+    report["replicas"][replica].as_f64().unwrap_or(0.0) / report["ok"].as_f64().unwrap()
 }
 
 #[test]
-fn a_replica_killed_and_restarted_costs_no_request_of_ten_thousand() {
+fn ten_thousand_requests_and_a_killed_application_that_comes_back() {
     harness::run(async {
-        let mut world = World::new(Mesh::alone(), 3, json!({})).await;
-        let load = world.client.load(&["--url", URL, "--connections", "16", "--requests", "10000", "--rate", "1500"]);
-        let report = load.report();
-        let faults = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            world.replicas[1].kill();
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            world.replicas[1].restart(&world.mesh).await;
-        };
-        let (report, ()) = tokio::join!(report, faults);
-        assert_eq!((number(&report, "ok"), number(&report, "failed")), (10_000, 0), "{report}");
-        for n in 0..3 {
-            let answered = report["replicas"][format!("orders-{n}")].as_u64().unwrap_or(0);
-            assert!(answered > 300, "orders-{n} answered {answered}: {report}");
+        let mut shop = Shop::open(Mesh::alone(), 3, 5, json!({})).await;
+        let load = shop.client.load(&["--url", URL, "--requests", "10000", "--connections", "8", "--rate", "1500"]);
+        sleep(Duration::from_millis(1_500)).await;
+        shop.replicas[1].origin.kill();
+        sleep(Duration::from_millis(1_500)).await;
+        shop.replicas[1].origin = shop.replicas[1].pod.serve(&["--http", "8080"]).await;
+        let report = load.report().await;
+        println!("{report}");
+        assert_none_failed(&report);
+        assert_eq!(report["ok"], 10_000);
+        for replica in ["orders1", "orders3"] {
+            assert!(share(&report, replica) > 0.2, "{report}");
         }
     });
 }
 
 #[test]
-fn a_replica_that_answers_500_is_ejected_and_readmitted() {
+fn ten_thousand_requests_and_a_killed_pod_that_comes_back() {
     harness::run(async {
-        let outliers = json!({ "outlier_detection": { "base_ejection_time": "2s", "interval": "500ms" } });
-        let world = World::new(Mesh::alone(), 3, outliers).await;
-        world.replicas[2].tell("/control/fail/500").await;
-        let learning = world.load(&["--connections", "4", "--requests", "400"]).await;
-        let seen = learning["statuses"]["500"].as_u64().unwrap_or(0);
-        // Five in a row eject, and those that are under way beside them may end the same way.
-        assert!((5..=12).contains(&seen), "{seen} answers 500: {learning}");
-        let ejections = world.client.metric("outrigger_ejections_total", &[("service", HOST)]).await;
-        assert!(ejections >= 1.0);
-        let endpoints = world.client.admin("/endpoints").await.text();
-        assert!(endpoints.contains("ejected"), "{endpoints}");
-        let after = world.load(&["--connections", "4", "--requests", "300"]).await;
-        assert_eq!(number(&after, "failed"), 0, "{after}");
-        world.replicas[2].tell("/control/ok").await;
-        harness::eventually("orders-2 answers again", Duration::from_secs(10), || async {
-            let report = world.load(&["--connections", "4", "--requests", "60"]).await;
-            let answered = report["replicas"]["orders-2"].as_u64().unwrap_or(0);
-            if answered > 0 { Ok(()) } else { Err(report.to_string()) }
+        let outlier = json!({ "outlier_detection": { "base_ejection_time": "1s", "interval": "200ms" } });
+        let mut shop = Shop::open(Mesh::alone(), 3, 5, orders(outlier)).await;
+        let load = shop.client.load(&["--url", URL, "--requests", "10000", "--connections", "8", "--rate", "1500"]);
+        sleep(Duration::from_millis(1_500)).await;
+        shop.replicas[1].kill();
+        sleep(Duration::from_millis(1_000)).await;
+        let Shop { replicas, mesh, .. } = &mut shop;
+        replicas[1].restart(mesh).await;
+        let before = replicas[1].count().await;
+        assert_eq!(before, 0, "a fresh process");
+        let report = load.report().await;
+        println!("{report}");
+        assert_none_failed(&report);
+        assert_eq!(report["ok"], 10_000);
+        assert!(shop.replicas[1].count().await > 100, "the pod that came back is used again: {report}");
+    });
+}
+
+#[test]
+fn a_request_that_was_never_sent_is_tried_again_whatever_its_method() {
+    harness::run(async {
+        let mut shop = Shop::open(Mesh::new(), 2, 5, json!({})).await;
+        // The pod is there and nobody listens in it.
+        shop.replicas[0].kill();
+        let args = [
+            "--url",
+            URL,
+            "--method",
+            "POST",
+            "--data",
+            "x",
+            "--requests",
+            "300",
+            "--connections",
+            "4",
+            "--rate",
+            "100",
+        ];
+        let report = shop.client.load(&args).report().await;
+        assert_none_failed(&report);
+        assert_eq!(share(&report, "orders2"), 1.0, "{report}");
+    });
+}
+
+#[test]
+fn a_request_that_may_have_been_processed_is_not_sent_twice() {
+    harness::run(async {
+        let mut shop = Shop::open(Mesh::new(), 2, 5, json!({})).await;
+        let load = shop.client.load(&[
+            "--url",
+            "http://orders.mesh:8080/delay/1500",
+            "--method",
+            "POST",
+            "--data",
+            "x",
+            "--requests",
+            "8",
+            "--connections",
+            "8",
+        ]);
+        sleep(Duration::from_millis(700)).await;
+        let (first, second) = (shop.replicas[0].count().await, shop.replicas[1].count().await);
+        assert_eq!(first + second, 8, "all are under way");
+        assert!(first > 0, "the first replica has some of them");
+        shop.replicas[0].origin.kill();
+        let report = load.report().await;
+        assert_eq!(shop.replicas[1].count().await, second, "a POST was sent again: {report}");
+        assert_eq!((report["ok"].as_u64(), report["failed"].as_u64()), (Some(second), Some(first)), "{report}");
+    });
+}
+
+#[test]
+fn a_replica_that_answers_500_is_ejected_and_comes_back() {
+    harness::run(async {
+        let outlier = json!({ "outlier_detection": { "base_ejection_time": "2s", "interval": "500ms" } });
+        let shop = Shop::open(Mesh::new(), 3, 5, orders(outlier)).await;
+        shop.replicas[0].ask("/control/fail/500").await;
+        let load = shop.client.load(&["--url", URL, "--duration", "3s", "--connections", "4", "--rate", "400"]);
+        harness::eventually("the replica is ejected", Duration::from_secs(3), || async {
+            let endpoints = shop.endpoints(ORDERS).await;
+            let address = json!(shop.replicas[0].pod.at4(8080));
+            let one = endpoints["endpoints"].as_array().and_then(|all| all.iter().find(|e| e["address"] == address));
+            let ejected = one.is_some_and(|e| e["ejected_by_workers"].as_array().is_some_and(|w| !w.is_empty()));
+            if ejected { Ok(()) } else { Err(endpoints.to_string()) }
         })
         .await;
+        let report = load.report().await;
+        // Five in a row for each of two workers and each ejection (two fit into the time), and what was under way.
+        let failed = report["failed"].as_u64().unwrap();
+        assert!((5..=28).contains(&failed), "{report}");
+        assert_eq!(report["statuses"]["500"].as_u64(), Some(failed), "nothing but the application's 500: {report}");
+        let cause = [("service", ORDERS), ("cause", "consecutive_5xx")];
+        assert!(shop.client.metric("outrigger_ejections_total", &cause).await >= 1.0);
+
+        shop.replicas[0].ask("/control/ok").await;
+        harness::eventually("the replica gets its share again", Duration::from_secs(10), || async {
+            let load = shop.client.load(&["--url", URL, "--requests", "200", "--connections", "4", "--rate", "400"]);
+            let report = load.report().await;
+            if report["failed"] == 0 && share(&report, "orders1") > 0.1 { Ok(()) } else { Err(report.to_string()) }
+        })
+        .await;
+        assert!(shop.client.metric("outrigger_readmissions_total", &[("service", ORDERS)]).await >= 1.0);
     });
 }
 
 #[test]
-fn with_every_replica_failing_retries_add_no_more_than_their_budget() {
+fn retries_add_at_most_their_budget_to_an_outage() {
     harness::run(async {
-        // Ejection off, so that the budget alone bounds the load.
-        let none = json!({
-            "outlier_detection": { "consecutive_5xx": 0, "consecutive_gateway_failure": 0, "consecutive_local_origin_failure": 0 },
-            "retry": { "attempts": 3, "backoff": "1ms", "budget": 20, "budget_floor": 1 },
-        });
-        let world = World::new(Mesh::alone(), 2, none).await;
-        for replica in &world.replicas {
-            replica.tell("/control/fail/503").await;
+        let shop = Shop::open(Mesh::new(), 2, 5, json!({})).await;
+        for replica in &shop.replicas {
+            replica.ask("/control/fail/503").await;
         }
-        let report = world.load(&["--connections", "8", "--requests", "2000"]).await;
-        assert_eq!(number(&report, "failed"), 2000, "{report}");
-        let retries = world.client.metric("outrigger_retries_total", &[("service", HOST)]).await;
-        let denied = world.client.metric("outrigger_retries_denied_total", &[("service", HOST)]).await;
-        // A fifth of the requests, and ten seconds' worth of the floor of one a second.
-        assert!(retries <= 2000.0 * 0.2 + 20.0, "{retries} retries");
-        assert!(retries >= 300.0, "only {retries} retries: the budget was not used");
-        assert!(denied >= 1000.0, "only {denied} denied");
+        let load = shop.client.load(&["--url", URL, "--requests", "2000", "--connections", "4", "--rate", "500"]);
+        let report = load.report().await;
+        assert_eq!(report["failed"], 2_000, "{report}");
+        let reached = shop.count().await;
+        println!("2,000 requests became {reached}");
+        // 20 %, and the floor of 3 a second for each of at most two workers over its window of 10 s.
+        assert!(reached <= 2_000 + 400 + 60, "{reached} reached the replicas");
+        assert!(reached >= 2_000 + 200, "{reached}: retries are made while the budget lasts");
+        let denied = [("service", ORDERS), ("limit", "budget")];
+        assert!(shop.client.metric("outrigger_retries_denied_total", &denied).await > 0.0);
     });
 }
 
 #[test]
-fn dns_that_fails_keeps_the_last_answer_and_one_that_says_nobody_is_believed() {
+fn load_is_spread_over_all_replicas() {
     harness::run(async {
-        let world = World::new(Mesh::new(), 2, json!({})).await;
+        let shop = Shop::open(Mesh::new(), 3, 5, json!({})).await;
+        let report = shop.client.load(&["--url", URL, "--requests", "6000", "--connections", "8"]).report().await;
+        assert_none_failed(&report);
+        for replica in ["orders1", "orders2", "orders3"] {
+            assert!((0.2..0.5).contains(&share(&report, replica)), "{report}");
+        }
+    });
+}
+
+#[test]
+fn beyond_a_circuit_breaker_the_answer_comes_at_once() {
+    harness::run(async {
+        let breakers = json!({ "circuit_breakers": { "max_requests": 4 } });
+        let shop = Shop::open(Mesh::new(), 1, 5, orders(breakers)).await;
+        let url = "http://orders.mesh:8080/delay/1500";
+        let load = shop.client.load(&["--url", url, "--requests", "20", "--connections", "20"]);
+        let report = load.report().await;
+        // The limit is divided among the workers, so that one of them may have had too few calls to reach its own.
+        let ok = report["ok"].as_u64().unwrap();
+        assert!((1..=4).contains(&ok), "{report}");
+        assert_eq!(report["statuses"]["503"].as_u64(), Some(20 - ok), "{report}");
+        assert!(report["messages"].to_string().contains("circuit_breakers.max_requests of orders.mesh"), "{report}");
+        assert!(shop.client.metric("outrigger_circuit_open_total", &[("service", ORDERS)]).await >= 16.0);
+        assert_eq!(shop.get("/").await.status, 200, "and closes again");
+    });
+}
+
+#[test]
+fn while_dns_is_down_the_last_answer_serves() {
+    harness::run(async {
+        let shop = Shop::open(Mesh::new(), 2, 1, orders(json!({}))).await;
+        assert_eq!(shop.get("/").await.status, 200);
         for fault in [Fault::ServFail, Fault::Silent] {
-            world.mesh.dns.fail(Some(fault));
-            // Several times the TTL of one second.
-            tokio::time::sleep(Duration::from_secs(4)).await;
-            let report =
-                world.load(&["--requests", "50", "--connect-to", &world.replicas[0].pod.at4(HTTP).to_string()]).await;
-            assert_eq!(number(&report, "failed"), 0, "{fault:?}: {report}");
-            world.mesh.dns.fail(None);
+            shop.mesh.dns.fail(Some(fault));
+            let to = shop.replicas[0].pod.at4(8080).to_string();
+            let args = ["--url", URL, "--connect-to", &to, "--duration", "4s", "--connections", "2", "--rate", "200"];
+            assert_none_failed(&shop.client.load(&args).report().await);
+            let stale = shop.client.metric("outrigger_endpoints_stale", &[("service", ORDERS)]).await;
+            assert!(stale >= 1.0, "{fault:?}: {stale}");
+            shop.mesh.dns.fail(None);
+            harness::eventually("the answer is fresh again", Duration::from_secs(10), || async {
+                let stale = shop.client.metric("outrigger_endpoints_stale", &[("service", ORDERS)]).await;
+                if stale == 0.0 { Ok(()) } else { Err(format!("{stale}")) }
+            })
+            .await;
         }
-        // The set is empty: no guess at the old addresses.
-        world.publish(1, &[]);
-        harness::eventually("the caller is told that there is nobody", Duration::from_secs(45), || async {
-            let reply = world.get("/").await;
-            let text = format!("{} {}", reply.status, reply.text());
-            if reply.status == 503 && reply.header("outrigger-error") == "no_endpoints" { Ok(()) } else { Err(text) }
+    });
+}
+
+#[test]
+fn an_empty_answer_empties_the_service_and_a_failure_does_not() {
+    harness::run(async {
+        let shop = Shop::open(Mesh::new(), 1, 1, orders(json!({}))).await;
+        assert_eq!(shop.get("/").await.status, 200);
+        let address = [shop.replicas[0].pod.v4.into()];
+        for nodata in [false, true] {
+            if nodata {
+                shop.mesh.dns.set(ORDERS, 1, &[]);
+            } else {
+                shop.mesh.dns.remove(ORDERS);
+            }
+            let refused = harness::eventually("there are no endpoints", Duration::from_secs(5), || async {
+                let reply = shop.get("/").await;
+                if reply.status == 503 { Ok(reply) } else { Err(reply.text()) }
+            })
+            .await;
+            assert_eq!(refused.header("outrigger-error"), "no_endpoints", "{}", refused.text());
+            assert!(refused.text().contains(ORDERS), "it names the service: {}", refused.text());
+            let begun = Instant::now();
+            assert_eq!(shop.get("/").await.status, 503);
+            assert!(begun.elapsed() < Duration::from_secs(1), "a fast answer: {:?}", begun.elapsed());
+            shop.mesh.dns.set(ORDERS, 1, &address);
+            harness::eventually("the endpoint is back", Duration::from_secs(5), || async {
+                let reply = shop.get("/").await;
+                if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn a_name_that_never_resolved_gets_a_fast_answer_that_says_so() {
+    harness::run(async {
+        let shop = Shop::open(Mesh::new(), 1, 1, json!({})).await;
+        let to = shop.replicas[0].pod.at4(8080);
+        let begun = Instant::now();
+        let unknown = shop.client.get(to, "nobody.mesh:8080", "/").await;
+        assert_eq!((unknown.status.as_u16(), unknown.header("outrigger-error")), (503, "no_endpoints"));
+        assert!(unknown.text().contains("nobody.mesh"), "{}", unknown.text());
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        shop.mesh.dns.fail(Some(Fault::ServFail));
+        let begun = Instant::now();
+        let failing = shop.client.get(to, "failing.mesh:8080", "/").await;
+        assert_eq!((failing.status.as_u16(), failing.header("outrigger-error")), (503, "no_endpoints"));
+        assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn changed_records_move_the_traffic_and_lose_nothing() {
+    harness::run(async {
+        let shop = Shop::open(Mesh::new(), 2, 1, orders(json!({}))).await;
+        let (first, second) = (shop.replicas[0].pod.v4.into(), shop.replicas[1].pod.v4.into());
+        shop.mesh.dns.set(ORDERS, 1, &[first]);
+        harness::eventually("one endpoint", Duration::from_secs(5), || async {
+            let one = shop.client.metric("outrigger_endpoints", &[("service", ORDERS)]).await;
+            if one == 1.0 { Ok(()) } else { Err(format!("{one}")) }
         })
         .await;
-        world.publish(1, &[0, 1]);
-        harness::eventually("the service is back", Duration::from_secs(10), || async {
-            let reply = world.get("/").await;
-            if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
+        let to = shop.replicas[0].pod.at4(8080).to_string();
+        let slow = "http://orders.mesh:8080/delay/30";
+        let load = shop.client.load(&[
+            "--url",
+            slow,
+            "--connect-to",
+            &to,
+            "--duration",
+            "6s",
+            "--connections",
+            "8",
+            "--rate",
+            "150",
+        ]);
+        sleep(Duration::from_secs(2)).await;
+        let (before, other) = (shop.replicas[0].count().await, shop.replicas[1].count().await);
+        assert!(before > 100, "{before}");
+        shop.mesh.dns.set(ORDERS, 1, &[second]);
+        // TTL of 1 s, one look-up, and some patience.
+        sleep(Duration::from_millis(2_500)).await;
+        let (moved, taken) = (shop.replicas[0].count().await, shop.replicas[1].count().await);
+        assert!(taken > other + 50, "the new replica is used: {taken}");
+        let report = load.report().await;
+        assert_none_failed(&report);
+        assert_eq!(shop.replicas[0].count().await, moved, "the departed replica is left alone: {report}");
+    });
+}
+
+#[test]
+fn a_connect_failure_asks_dns_again_long_before_the_ttl() {
+    harness::run(async {
+        let mut shop = Shop::open(Mesh::new(), 2, 250, orders(json!({}))).await;
+        let (first, second) = (shop.replicas[0].pod.v4.into(), shop.replicas[1].pod.v4.into());
+        // Start over with one record of a long life.
+        shop.mesh.dns.set(ORDERS, 250, &[first]);
+        let config = orders(json!({}));
+        shop.client_sidecar.kill();
+        shop.client_sidecar = harness::Sidecar::start(&shop.mesh, &shop.client, config).await;
+        assert_eq!(shop.get("/").await.text(), "orders1\n");
+        shop.replicas[0].kill();
+        shop.mesh.dns.set(ORDERS, 250, &[second]);
+        harness::eventually("the new address is found", Duration::from_secs(5), || async {
+            let reply = shop.get("/").await;
+            if reply.text() == "orders2\n" { Ok(()) } else { Err(reply.text()) }
         })
         .await;
     });
 }
 
 #[test]
-fn a_changed_answer_moves_the_load_without_a_failure() {
+fn ttls_are_kept_the_positive_and_the_negative() {
     harness::run(async {
-        let world = World::new(Mesh::alone(), 3, json!({})).await;
-        world.publish(1, &[0]);
-        harness::eventually("one endpoint is known", Duration::from_secs(5), || async {
-            let report = world.load(&["--requests", "40"]).await;
-            if report["replicas"]["orders-0"] == 40 { Ok(()) } else { Err(report.to_string()) }
-        })
-        .await;
-        let load = world.client.load(&["--url", URL, "--connections", "8", "--duration", "5s", "--rate", "400"]);
-        let change = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            world.publish(1, &[1, 2]);
+        let shop = Shop::open(Mesh::new(), 1, 2, orders(json!({}))).await;
+        let asked = |name: &str| shop.mesh.dns.asked(name, RecordType::A);
+        let to = shop.replicas[0].pod.at4(8080).to_string();
+        let load = |url: &str| {
+            let args = ["--url", url, "--connect-to", &to, "--duration", "6s", "--connections", "2", "--rate", "50"];
+            shop.client.load(&args)
         };
-        let (report, ()) = tokio::join!(load.report(), change);
-        assert_eq!(number(&report, "failed"), 0, "{report}");
-        for n in 0..3 {
-            assert!(report["replicas"][format!("orders-{n}")].as_u64().unwrap_or(0) > 50, "orders-{n}: {report}");
-        }
-        let after = world.load(&["--requests", "100"]).await;
-        assert_eq!(after["replicas"].get("orders-0"), None, "{after}");
+        let (orders_before, nobody_before) = (asked(ORDERS), asked("nobody.mesh"));
+        let both = (load(URL), load("http://nobody.mesh:8080/"));
+        let (good, bad) = tokio::join!(both.0.report(), both.1.report());
+        assert_none_failed(&good);
+        assert_eq!(bad["ok"], 0, "{bad}");
+        let (good, bad) = (asked(ORDERS) - orders_before, asked("nobody.mesh") - nobody_before);
+        // 6 s of a TTL of 2 s and of a negative TTL of 1 s.
+        assert!((2..=5).contains(&good), "{good} look-ups at a TTL of 2 s");
+        assert!((4..=9).contains(&bad), "{bad} look-ups at a negative TTL of 1 s");
     });
 }
 
 #[test]
-fn srv_records_decide_ports_weights_and_priorities() {
+fn srv_records_give_weight_priority_and_port() {
     harness::run(async {
-        let mesh = Mesh::alone();
-        let source = json!({ "endpoints": { "srv": "_http._tcp.orders.mesh" } });
-        let world = World::new(mesh, 3, source).await;
-        let dns = &world.mesh.dns;
-        for (n, replica) in world.replicas.iter().enumerate() {
-            dns.set(&format!("r{n}.orders.mesh"), 1, &[replica.pod.v4.into()]);
+        let service = orders(json!({ "endpoints": { "srv": "_http._tcp.orders.mesh" } }));
+        let mesh = Mesh::new();
+        // The third replica is a spare, on another port as well.
+        let records = [(1, 30, 8080, "r1.mesh"), (1, 10, 8080, "r2.mesh"), (2, 1, 8085, "r3.mesh")];
+        mesh.dns.set_srv("_http._tcp.orders.mesh", 1, &records);
+        let mut shop = Shop::open(mesh, 3, 1, service).await;
+        for (name, replica) in ["r1.mesh", "r2.mesh", "r3.mesh"].iter().zip(&shop.replicas) {
+            shop.mesh.dns.set(name, 1, &[replica.pod.v4.into()]);
         }
-        let srv = |records: &[(u16, u16, u16, &str)]| dns.set_srv("_http._tcp.orders.mesh", 1, records);
-        srv(&[(10, 90, HTTP, "r0.orders.mesh"), (10, 10, HTTP, "r1.orders.mesh"), (20, 1, HTTP, "r2.orders.mesh")]);
-        harness::eventually("the records are known", Duration::from_secs(10), || async {
-            let reply = world.get("/").await;
+        let _spare = shop.replicas[2].pod.serve(&["--http", "8085"]).await;
+        harness::eventually("SRV and its targets resolve", Duration::from_secs(5), || async {
+            let reply = shop.get("/").await;
             if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
         })
         .await;
-        let report = world.load(&["--connections", "2", "--requests", "2000"]).await;
-        assert_eq!(number(&report, "failed"), 0, "{report}");
-        let of = |n: usize| report["replicas"][format!("orders-{n}")].as_u64().unwrap_or(0);
-        assert!((1600..=1960).contains(&of(0)), "nine tenths: {report}");
-        assert!(of(1) >= 40, "one tenth: {report}");
-        assert_eq!(of(2), 0, "the backup has nothing to do: {report}");
-        srv(&[(20, 1, HTTP, "r2.orders.mesh")]);
-        harness::eventually("the backup alone is left", Duration::from_secs(10), || async {
-            let report = world.load(&["--requests", "20"]).await;
-            if report["replicas"]["orders-2"] == 20 { Ok(()) } else { Err(report.to_string()) }
+        let to = shop.replicas[0].pod.at4(8080).to_string();
+        let args = ["--url", URL, "--connect-to", &to, "--requests", "4000", "--connections", "4"];
+        let report = shop.client.load(&args).report().await;
+        assert_none_failed(&report);
+        let heavy = share(&report, "orders1");
+        assert!((0.60..0.90).contains(&heavy), "three quarters are wanted: {report}");
+        assert_eq!(share(&report, "orders3"), 0.0, "the spare is spared: {report}");
+
+        shop.replicas[0].kill();
+        shop.replicas[1].kill();
+        harness::eventually("the spare takes over, at its own port", Duration::from_secs(8), || async {
+            let reply = shop.client.get(shop.replicas[2].pod.at4(8080), "orders.mesh:8080", "/").await;
+            if reply.text() == "orders3\n" { Ok(()) } else { Err(reply.text()) }
         })
         .await;
     });

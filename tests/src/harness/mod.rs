@@ -11,6 +11,7 @@ pub mod mesh;
 pub mod pair;
 pub mod pki;
 pub mod pod;
+pub mod shop;
 pub mod sidecar;
 mod sys;
 pub mod tls;
@@ -21,6 +22,7 @@ pub use self::{
     mesh::Mesh,
     pair::{Family, Pair},
     pod::{Pod, Process},
+    shop::{Replica, Shop},
     sidecar::Sidecar,
 };
 

@@ -157,6 +157,15 @@ impl Pod {
         self.inside.run(job)
     }
 
+    /// Runs something long in the pod's network, on a thread of its own.
+    pub fn thread<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let namespace = File::open(&self.inside.path).unwrap();
+        std::thread::spawn(move || {
+            nix::sched::setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            job()
+        })
+    }
+
     /// Connects from inside the pod, as its application would.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let socket =
