@@ -112,7 +112,7 @@ fn explain_alert(alert: AlertDescription) -> TlsFailure {
         }
         A::CertificateUnknown => (
             "refused_identity",
-            "our certificate breaks a rule of its mesh: another trust domain, not exactly one SPIFFE id, or a CA's certificate; its log has the rule, /certs of our admin address has our certificate",
+            "our certificate breaks a rule of its mesh: another trust domain, not exactly one SPIFFE id, an id that is not listed for the service, or a CA's certificate; its log has the rule, /certs of our admin address has our certificate",
         ),
         A::BadCertificate => (
             "refused_wrong_name",

@@ -16,10 +16,7 @@ use rustls::{
     pki_types::{ServerName, UnixTime},
 };
 
-use crate::{
-    config::Host,
-    identity::{CertificateFault, PathFault},
-};
+use crate::identity::{CertificateFault, PathFault};
 
 /// Why we refuse a peer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +63,18 @@ pub enum PeerRefusal {
     /// It is somebody else than whom we asked for.
     #[error("{0}")]
     WrongName(WrongName),
+    /// It is none of those that may serve what we asked for.
+    #[error(
+        "its id {id} is none of those listed for {host} ({}); look at the service's identities and endpoints", .listed.join(", ")
+    )]
+    WrongId {
+        /// The host that was asked for.
+        host: String,
+        /// The ids listed for it.
+        listed: Vec<String>,
+        /// The peer's id.
+        id: String,
+    },
     /// It showed no certificate.
     #[error("it showed no certificate; is there a sidecar in front of it, and is that one enrolled?")]
     NoCertificate,
@@ -99,7 +108,7 @@ pub enum PeerRefusal {
 /// The wanted and the presented names of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrongName {
-    /// The host that was asked for, or the listed ids.
+    /// The host that was asked for.
     pub expected: String,
     /// The names in the certificate: DNS SANs, then the id.
     pub presented: Vec<String>,
@@ -109,7 +118,7 @@ impl std::fmt::Display for WrongName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "it is not {}: its certificate is for {}; look at the service's endpoints and identities, and at the DNS names of its certificate",
+            "it is not {}: its certificate is for {}; look at the service's endpoints, and at the DNS names of its certificate",
             self.expected,
             self.presented.join(", ")
         )
@@ -127,6 +136,7 @@ impl PeerRefusal {
             Self::ManyUriSans(_) => "many_uri_sans",
             Self::NoSpiffeId(_) => "no_spiffe_id",
             Self::WrongName(_) => "wrong_name",
+            Self::WrongId { .. } => "wrong_id",
             Self::NoCertificate => "no_certificate",
             Self::CaCertificate => "ca_certificate",
             Self::KeyUsage(_) | Self::Purpose => "key_usage",
@@ -214,10 +224,6 @@ impl PeerRefusal {
             PathFault::Purpose => Self::Purpose,
             PathFault::Malformed(why) => Self::Malformed(why),
         }
-    }
-
-    pub(super) fn wrong_name(host: &Host, presented: Vec<String>) -> Self {
-        Self::WrongName(WrongName { expected: host.as_str().to_owned(), presented })
     }
 }
 

@@ -11,7 +11,7 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use super::{PeerExpectation, PeerRefusal, provider};
+use super::{PeerExpectation, PeerRefusal, WrongName, provider};
 use crate::identity::{Identity, TrustBundle, Usage, WorkloadCertificate};
 
 /// The roots and the trust domain that every peer is measured by.
@@ -55,20 +55,23 @@ pub fn verify_chain(
 /// Whether a verified server is the one that was asked for: one of the listed ids where there is a list, else a DNS SAN
 /// equal to the host. No wildcards: a name either is the service's or it is not.
 pub fn check_name(certificate: &WorkloadCertificate, expect: &PeerExpectation) -> Result<(), PeerRefusal> {
-    let named = if expect.identities.is_empty() {
-        certificate.dns_names.iter().any(|name| {
-            let name = name.strip_suffix('.').unwrap_or(name);
-            name.eq_ignore_ascii_case(expect.host.as_str())
-        })
-    } else {
-        expect.identities.contains(&certificate.id)
-    };
-    if named {
+    let host = expect.host.as_str();
+    if !expect.identities.is_empty() {
+        if expect.identities.contains(&certificate.id) {
+            return Ok(());
+        }
+        return Err(PeerRefusal::WrongId {
+            host: host.to_owned(),
+            listed: expect.identities.iter().map(|id| id.as_str().to_owned()).collect(),
+            id: certificate.id.as_str().to_owned(),
+        });
+    }
+    if certificate.dns_names.iter().any(|name| name.strip_suffix('.').unwrap_or(name).eq_ignore_ascii_case(host)) {
         return Ok(());
     }
     let mut presented = certificate.dns_names.clone();
     presented.push(certificate.id.as_str().to_owned());
-    Err(PeerRefusal::wrong_name(&expect.host, presented))
+    Err(PeerRefusal::WrongName(WrongName { expected: host.to_owned(), presented }))
 }
 
 /// The id of a peer whose connection is established and verified.
