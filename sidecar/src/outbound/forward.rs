@@ -4,21 +4,20 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request::Parts};
 use hyper::body::Incoming;
-use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{connect, endpoint::Endpoint, service::Service};
+use super::{connect, endpoint::Endpoint, retries::Retries, service::Service};
 use crate::{
     balance::Candidate,
     http::{
         Body,
-        body::{Activity, ReplaySource, Watched},
+        body::{Activity, Deadline, ReplaySource, Watched},
         client::{ConnectError, Exchange, Held, StreamSlot},
         headers,
         reply::{is_grpc, reply},
     },
     reason::Reason,
-    resilience::{Outcome, full_jitter},
+    resilience::Outcome,
     telemetry::{Direction, RequestMetrics},
     tls,
     worker::Worker,
@@ -107,8 +106,11 @@ pub(super) async fn forward(
             return refused(worker, &service.unattached, started, Reason::CircuitOpen, &text, grpc);
         }
     };
-    service.budget.request(started);
-    let limit = request_limit(service, &outgoing.headers);
+    let deadline = if grpc { deadline(started, &outgoing.headers) } else { None };
+    let limit = match (service.spec.timeouts.request.enabled(), deadline) {
+        (Some(own), Some(call)) => Some(own.min(call.limit)),
+        (own, call) => own.or(call.map(|c| c.limit)),
+    };
     let activity = Activity::new(service.spec.timeouts.idle.enabled());
     let source = if http_body::Body::is_end_stream(&body) {
         Source::None
@@ -131,7 +133,7 @@ pub(super) async fn forward(
             let held = Held { slot, permit: Some(permit), busy: Some(busy) };
             let exchange = Exchange::new(metrics, started, response.status(), held);
             let (parts, body) = response.into_parts();
-            Response::from_parts(parts, Watched::body(body, exchange, activity))
+            Response::from_parts(parts, Watched::body(body, exchange, activity, deadline))
         }
         Err(e) => refused(worker, &service.unattached, started, e.reason, &e.message, grpc),
     }
@@ -153,8 +155,6 @@ pub(super) fn refused(
     reply(reason, detail, grpc)
 }
 
-type Tried = SmallVec<[Rc<Endpoint>; 3]>;
-
 async fn tries(
     worker: &Rc<Worker>,
     service: &Rc<Service>,
@@ -163,11 +163,9 @@ async fn tries(
     activity: &Activity,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     let policy = &service.spec.retry;
-    let mut tried: Tried = SmallVec::new();
-    let mut _retry_permit = None;
-    let mut retries = 0;
+    let mut retries = Retries::new(service);
     loop {
-        let endpoint = service.pick(&tried).await?;
+        let endpoint = service.pick(retries.tried()).await?;
         let result = one_try(worker, service, &endpoint, outgoing, source, activity).await;
         let why = match &result {
             Ok((response, _)) => {
@@ -184,25 +182,12 @@ async fn tries(
             }
         };
         let Some(why) = why else { return result };
-        if retries >= policy.attempts || !source.can_replay() {
+        if !source.can_replay() || !retries.granted() {
             return result;
         }
-        if !service.budget.try_retry(Instant::now()) {
-            service.metrics.retry_denied("budget");
-            return result;
-        }
-        match service.breakers.try_retry() {
-            Ok(permit) => _retry_permit = Some(permit),
-            Err(_) => {
-                service.metrics.retry_denied("max_retries");
-                return result;
-            }
-        }
+        // Closes a stream whose response is not wanted before the wait, not after it.
         drop(result);
-        service.metrics.retry(why);
-        retries += 1;
-        tried.push(endpoint);
-        tokio::time::sleep(full_jitter(policy.backoff.get(), retries)).await;
+        retries.wait(endpoint, why).await;
     }
 }
 
@@ -397,14 +382,10 @@ fn failed(service: &Service, endpoint: &Endpoint, e: &hyper::Error, unsent: bool
     TryError { reason, message: message.into(), unprocessed, by_caller }
 }
 
-/// The time for the whole request: `timeouts.request` and the call's own `grpc-timeout`, whichever is shorter.
-fn request_limit(service: &Service, headers: &HeaderMap) -> Option<Duration> {
-    let own = service.spec.timeouts.request.enabled();
-    let call = headers.get("grpc-timeout").and_then(grpc_timeout);
-    match (own, call) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
+/// When the call itself wants to have ended.
+fn deadline(started: Instant, headers: &HeaderMap) -> Option<Deadline> {
+    let limit = headers.get("grpc-timeout").and_then(grpc_timeout)?;
+    Some(Deadline { at: started.checked_add(limit)?, limit })
 }
 
 /// Parses `grpc-timeout` (gRPC over HTTP/2, "Requests": at most eight digits and a unit).

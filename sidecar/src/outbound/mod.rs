@@ -8,6 +8,7 @@ mod endpoint;
 mod forward;
 mod http;
 mod opaque;
+mod retries;
 mod service;
 mod services;
 mod upgrade;

@@ -4,10 +4,9 @@
 use std::{net::SocketAddr, rc::Rc};
 
 use bytes::BytesMut;
-use smallvec::SmallVec;
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{connect, endpoint::Endpoint, passthrough_allowed, refuse, service::Service};
+use super::{connect, endpoint::Endpoint, passthrough_allowed, refuse, retries::Retries, service::Service};
 use crate::{
     balance::Candidate,
     http::client::ConnectError,
@@ -59,9 +58,9 @@ pub(super) async fn dial(
         let io = Upstream::Plain(connect::plain(&direct, &endpoint).await?);
         return Ok(Dialled { io, endpoint: None, service: None, _permit: None });
     };
-    let mut tried: SmallVec<[Rc<Endpoint>; 3]> = SmallVec::new();
+    let mut retries = Retries::new(&service);
     loop {
-        let endpoint = service.pick(&tried).await?;
+        let endpoint = service.pick(retries.tried()).await?;
         let permit = service.breakers.try_connection().map_err(|full| {
             service.metrics.circuit_open(full.which());
             let text = format!("circuit_breakers.{} of {} is reached", full.which(), service.spec.name);
@@ -77,18 +76,19 @@ pub(super) async fn dial(
             Ok(io) => {
                 service.record(&endpoint, Outcome::Success);
                 endpoint.load().begin();
+                drop(retries);
                 let endpoint = Some(endpoint);
                 return Ok(Dialled { io, endpoint, service: Some(service), _permit: Some(permit) });
             }
             Err(e) if e.reason == Reason::NoCertificate => return Err(e),
             Err(e) => {
                 service.record(&endpoint, Outcome::LocalOrigin);
-                tried.push(endpoint);
-                // Nothing was sent yet, so another endpoint costs nothing but the time of its connect.
-                if tried.len() > service.spec.retry.attempts as usize {
+                // Nothing was sent yet, so another endpoint may have it.
+                if !retries.granted() {
                     return Err(e);
                 }
-                service.metrics.retry(e.reason.code());
+                drop(permit);
+                retries.wait(endpoint, e.reason.code()).await;
             }
         }
     }
@@ -117,17 +117,21 @@ pub(super) async fn carry(
     };
     let metrics = worker.metrics.connections(Direction::Outbound, transport);
     let idle = upstream.service.as_ref().and_then(|s| s.spec.timeouts.tcp_idle.enabled());
+    let workload = worker.metrics.connections(Direction::Outbound, Transport::Workload);
     let _busy = worker.busy();
+    workload.opened();
     metrics.opened();
-    let counting = metrics.clone();
-    let copying =
-        copy::copy_both(&mut stream, &mut upstream.io, bytes, said, idle, |forth, back| counting.bytes(back, forth));
+    let copying = copy::copy_both(&mut stream, &mut upstream.io, bytes, said, idle, |forth, back| {
+        workload.bytes(forth, back);
+        metrics.bytes(back, forth);
+    });
     let ended = tokio::select! {
         biased;
         (_, ended) = copying => Some(ended),
         () = worker.reached(Phase::Closing) => None,
     };
     metrics.closed();
+    workload.closed();
     let reason = match ended {
         Some(copy::Ended::Closed) => return,
         Some(copy::Ended::FirstBroke(error)) => {
