@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     fmt,
     future::Future as _,
+    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -15,7 +16,12 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::{HeaderMap, body::Incoming};
 use tokio::time::{Instant, Sleep};
 
-use super::{client::Exchange, tunnel::TunnelBody};
+use super::{
+    client::Exchange,
+    reply::{grpc_status, own_words},
+    tunnel::TunnelBody,
+};
+use crate::reason::Reason;
 
 /// What a request keeps of its body so that it can be sent again: at most this much, then it streams only.
 pub const MAX_REPLAY: usize = 64 * 1024;
@@ -46,6 +52,8 @@ pub enum BodyError {
     Idle(Duration),
     /// A newer try has taken the body over.
     Superseded,
+    /// The upgraded connection that it carries.
+    Broke(io::ErrorKind),
 }
 
 impl fmt::Display for BodyError {
@@ -54,6 +62,7 @@ impl fmt::Display for BodyError {
             Self::Source(e) => write!(f, "the connection of the body broke: {e}"),
             Self::Idle(d) => write!(f, "no byte moved in either direction for {d:?} (timeouts.idle)"),
             Self::Superseded => f.write_str("a newer try sends this body"),
+            Self::Broke(kind) => write!(f, "the upgraded connection broke: {kind}"),
         }
     }
 }
@@ -80,7 +89,8 @@ impl Activity {
         Rc::new(Self { last: Cell::new(Instant::now()), limit })
     }
 
-    fn touch(&self) {
+    /// Bytes moved.
+    pub fn touch(&self) {
         if self.limit.is_some() {
             self.last.set(Instant::now());
         }
@@ -237,18 +247,35 @@ pub struct Watched {
     incoming: Incoming,
     exchange: Exchange,
     activity: Rc<Activity>,
+    deadline: Option<Deadline>,
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// When a gRPC call must have ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    /// The moment.
+    pub at: Instant,
+    /// The call's `grpc-timeout`.
+    pub limit: Duration,
+}
+
+impl Deadline {
+    fn trailers(self) -> HeaderMap {
+        let text = format!("the call did not end within its grpc-timeout of {:?}", self.limit);
+        grpc_status(Reason::RequestTimeout, &own_words(Reason::RequestTimeout, &text))
+    }
 }
 
 impl Watched {
     /// A body that belongs to `exchange`.
-    pub fn body(incoming: Incoming, exchange: Exchange, activity: Rc<Activity>) -> Body {
+    pub fn body(incoming: Incoming, exchange: Exchange, activity: Rc<Activity>, deadline: Option<Deadline>) -> Body {
         activity.touch();
         if incoming.is_end_stream() {
             exchange.finish();
             return Body::Empty;
         }
-        Body::Watched(Box::new(Self { incoming, exchange, activity, timer: None }))
+        Body::Watched(Box::new(Self { incoming, exchange, activity, deadline, timer: None }))
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -268,22 +295,35 @@ impl Watched {
                 self.exchange.finish();
                 Poll::Ready(None)
             }
-            Poll::Pending => {
-                let Some(limit) = self.activity.limit else { return Poll::Pending };
-                let timer = self
-                    .timer
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(self.activity.last.get() + limit)));
-                while timer.as_mut().poll(cx).is_ready() {
-                    let end = self.activity.last.get() + limit;
-                    if Instant::now() >= end {
-                        self.exchange.broke();
-                        return Poll::Ready(Some(Err(BodyError::Idle(limit))));
-                    }
-                    timer.as_mut().reset(end);
-                }
-                Poll::Pending
-            }
+            Poll::Pending => self.poll_time(cx),
         }
+    }
+
+    /// When the body has waited too long: for any byte, or for its end.
+    fn ends_at(&self) -> Option<Instant> {
+        let idle = self.activity.limit.map(|limit| self.activity.last.get() + limit);
+        match (idle, self.deadline.as_ref().map(|d| d.at)) {
+            (Some(idle), Some(deadline)) => Some(idle.min(deadline)),
+            (idle, deadline) => idle.or(deadline),
+        }
+    }
+
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        while let Some(end) = self.ends_at() {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+            ready!(timer.as_mut().poll(cx));
+            // Bytes that moved meanwhile have put the end off; the timer follows only now.
+            if Instant::now() < end {
+                timer.as_mut().reset(end);
+                continue;
+            }
+            self.exchange.broke();
+            return Poll::Ready(Some(match self.deadline.take_if(|d| d.at <= end) {
+                Some(deadline) => Ok(Frame::trailers(deadline.trailers())),
+                None => Err(BodyError::Idle(self.activity.limit.unwrap_or_default())),
+            }));
+        }
+        Poll::Pending
     }
 }
 

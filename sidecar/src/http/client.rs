@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{Body, LocalExec};
 use crate::{
+    net::Metered,
     reason::Reason,
     resilience::Permit,
     telemetry::{ConnectionMetrics, RequestMetrics},
@@ -251,7 +252,7 @@ impl H2Pool {
             .max_header_list_size(64 * 1024)
             .keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
-            .handshake(TokioIo::new(made.io))
+            .handshake(TokioIo::new(Metered::new(made.io, made.connection.meter())))
             .await
             .map_err(|e| match tls::find(&e) {
                 Some(refusal) => ConnectError::new(Reason::TlsFailed, format_args!("no mTLS: {}", refusal.message)),
@@ -365,7 +366,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, driver) = http1::Builder::new()
-        .handshake(TokioIo::new(made.io))
+        .handshake(TokioIo::new(Metered::new(made.io, made.connection.meter())))
         .await
         .map_err(|e| ConnectError::new(Reason::ProtocolError, format_args!("HTTP/1.1 could not start: {e}")))?;
     spawn_local(async move {

@@ -1,5 +1,6 @@
 //! HTTP: bodies, header rules, responses of our own, serving a connection, and the pools of client connections.
 
+mod bad_head;
 pub mod body;
 pub mod client;
 pub mod headers;

@@ -16,10 +16,15 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// A response with `reason`; `detail` says what happened and to whom.
 pub fn reply(reason: Reason, detail: &str, grpc: bool) -> Response<Body> {
-    let text = format!("outrigger: {detail} ({}); look at: {}\n", reason.code(), reason.look_at());
+    let text = own_words(reason, detail);
     let mut response = if grpc { grpc_error(reason, &text) } else { plain_error(reason, text) };
     response.headers_mut().insert(headers::ERROR, HeaderValue::from_static(reason.code()));
     response
+}
+
+/// The text of a response of our own.
+pub(super) fn own_words(reason: Reason, detail: &str) -> String {
+    format!("outrigger: {detail} ({}); look at: {}\n", reason.code(), reason.look_at())
 }
 
 fn plain_error(reason: Reason, text: String) -> Response<Body> {
@@ -35,13 +40,19 @@ fn plain_error(reason: Reason, text: String) -> Response<Body> {
 /// A "Trailers-Only" response: 200 with the status in the one block of headers.
 fn grpc_error(reason: Reason, text: &str) -> Response<Body> {
     let mut response = Response::new(Body::Empty);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from_static(reason.grpc_status()));
-    if let Ok(message) = HeaderValue::from_str(&percent_encoded(text.trim_end())) {
-        headers.insert("grpc-message", message);
-    }
+    *response.headers_mut() = grpc_status(reason, text);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
+}
+
+/// The trailers of a call that ended with `reason`.
+pub(super) fn grpc_status(reason: Reason, text: &str) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static(reason.grpc_status()));
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(text.trim_end())) {
+        trailers.insert("grpc-message", message);
+    }
+    trailers
 }
 
 /// gRPC's percent-encoding of `grpc-message`: everything but printable ASCII without `%`.

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     Body, LocalExec,
+    bad_head::{Doing, Watching},
     client::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
 
@@ -28,10 +29,13 @@ where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>>,
 {
+    let doing = Doing::default();
     let service = service_fn(|request| {
-        let response = handler(request);
-        async move { Ok::<_, Infallible>(response.await) }
+        doing.begin();
+        let (response, doing) = (handler(request), doing.clone());
+        async move { Ok::<_, Infallible>(doing.answer(response.await)) }
     });
+    let io = Watching::new(io, doing.clone());
     let connection = http1::Builder::new()
         .auto_date_header(false)
         // An idle connection is the client's to keep; a head that never ends is bounded by its size.

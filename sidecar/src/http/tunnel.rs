@@ -3,7 +3,10 @@
 //! Between sidecars an upgrade is an ordinary HTTP/2 request whose header `outrigger-upgrade` names the protocol; once
 //! the other sidecar has answered with the same header, the bodies of the two directions are the connection's bytes.
 
-use std::task::{Context, Poll};
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body::Frame;
@@ -15,8 +18,8 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::body::BodyError;
-use crate::net::copy::copy_both;
+use super::body::{Activity, BodyError};
+use crate::net::copy::{Ended, copy_both};
 
 /// Pieces on their way from the socket to the stream; more would only add latency.
 const IN_FLIGHT: usize = 4;
@@ -24,11 +27,11 @@ const PIECE: usize = 16 * 1024;
 
 /// The sending half of a tunnel, as a body.
 #[derive(Debug)]
-pub struct TunnelBody(mpsc::Receiver<Bytes>);
+pub struct TunnelBody(mpsc::Receiver<Result<Bytes, BodyError>>);
 
 /// Feeds a [`TunnelBody`].
 #[derive(Debug)]
-pub struct TunnelSender(mpsc::Sender<Bytes>);
+pub struct TunnelSender(mpsc::Sender<Result<Bytes, BodyError>>);
 
 /// A body whose bytes are sent while it is under way.
 pub fn channel() -> (TunnelSender, TunnelBody) {
@@ -38,30 +41,49 @@ pub fn channel() -> (TunnelSender, TunnelBody) {
 
 impl TunnelBody {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.poll_recv(cx).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+        self.0.poll_recv(cx).map(|piece| piece.map(|bytes| bytes.map(Frame::data)))
     }
 }
 
-/// Carries an upgraded connection's bytes over a stream, each direction until its own end.
-pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incoming) {
+/// How an upgraded connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By one of its sides.
+    Closed,
+    /// Nothing moved for the idle time.
+    Idle,
+}
+
+/// Carries an upgraded connection's bytes over a stream, each direction until its own end, both no longer than until
+/// nothing has moved for `idle`.
+pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incoming, idle: Option<Duration>) -> End {
     let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
-    let up = async move {
+    let activity = Activity::new(idle);
+    let up = async {
+        let sender = sender;
         let mut buffer = bytes::BytesMut::new();
         loop {
             buffer.reserve(PIECE);
             match read.read_buf(&mut buffer).await {
                 Ok(n) if n > 0 => {
-                    if sender.0.send(buffer.split().freeze()).await.is_err() {
+                    activity.touch();
+                    if sender.0.send(Ok(buffer.split().freeze())).await.is_err() {
                         return;
                     }
                 }
                 // Dropping the sender ends the stream's direction.
-                _ => return,
+                Ok(_) => return,
+                Err(e) => {
+                    // The other side must not take a broken connection for a finished one. It may be gone, too.
+                    let _ = sender.0.send(Err(BodyError::Broke(e.kind()))).await;
+                    return;
+                }
             }
         }
     };
-    let down = async move {
+    let down = async {
         while let Some(Ok(frame)) = incoming.frame().await {
+            activity.touch();
             if let Ok(data) = frame.into_data()
                 && (write.write_all(&data).await.is_err() || write.flush().await.is_err())
             {
@@ -71,13 +93,19 @@ pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incom
         // The peer learns of the end; where it has gone already there is nobody to tell.
         let _ = write.shutdown().await;
     };
-    tokio::join!(up, down);
+    tokio::select! {
+        biased;
+        _ = async { tokio::join!(up, down) } => End::Closed,
+        _ = activity.stalled() => End::Idle,
+    }
 }
 
-/// Carries bytes between two upgraded connections, each direction until its own end.
-pub async fn join(first: Upgraded, second: Upgraded) {
+/// The same between two upgraded connections.
+pub async fn join(first: Upgraded, second: Upgraded, idle: Option<Duration>) -> End {
     let (mut first, mut second) = (TokioIo::new(first), TokioIo::new(second));
     let none = bytes::BytesMut::new();
-    let (_, ended) = copy_both(&mut first, &mut second, none.clone(), none, None, |_, _| {}).await;
-    tracing::debug!(?ended, "an upgraded connection ended");
+    match copy_both(&mut first, &mut second, none.clone(), none, idle, |_, _| {}).await.1 {
+        Ended::Idle => End::Idle,
+        Ended::Closed | Ended::FirstBroke(_) | Ended::SecondBroke(_) => End::Closed,
+    }
 }

@@ -24,6 +24,7 @@ use crate::{
         reply::{is_grpc, reply},
         server, tunnel,
     },
+    net::Metered,
     reason::Reason,
     telemetry::{ConnectionMetrics, Direction, RequestMetrics, Transport},
     worker::{Phase, Worker},
@@ -44,7 +45,7 @@ impl Peer {
         Rc::new(Self {
             pools: worker.inbound.applications.pools(destination),
             metrics: caller.metrics(worker, destination.port()),
-            to_application: worker.metrics.connections(Direction::Inbound, Transport::Passthrough),
+            to_application: worker.metrics.connections(Direction::Inbound, Transport::Workload),
             worker: Rc::clone(worker),
             caller,
             destination,
@@ -65,6 +66,7 @@ pub(super) async fn serve_http2<IO>(
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
     let peer = Peer::new(worker, caller, destination);
     metrics.opened();
+    let io = Metered::new(io, metrics.meter());
     let ended = server::http2(io, |request| handle(Rc::clone(&peer), request), worker.reached(Phase::Finishing)).await;
     metrics.closed();
     if let Err(error) = ended {
@@ -85,9 +87,13 @@ pub(super) async fn serve_http1<IO>(
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
     let peer = Peer::new(worker, caller, destination);
     metrics.opened();
+    let io = Metered::new(io, metrics.meter());
     let ended = server::http1(io, |request| handle(Rc::clone(&peer), request), worker.reached(Phase::Finishing)).await;
     metrics.closed();
     if let Err(error) = ended {
+        if error.is_parse() {
+            worker.metrics.error(Direction::Inbound, Reason::BadRequest.code());
+        }
         tracing::debug!(%error, "a peer's HTTP/1 connection ended");
     }
 }
@@ -140,7 +146,7 @@ impl Peer {
         let response = self.send(&call.parts, source.as_ref()).await?;
         let exchange = Exchange::new(Rc::clone(&self.metrics), started, response.status(), held);
         let (parts, body) = self.restored_response(response).into_parts();
-        Ok(Response::from_parts(parts, Watched::body(body, exchange, activity)))
+        Ok(Response::from_parts(parts, Watched::body(body, exchange, activity, None)))
     }
 
     /// Gives a request the form that the calling application gave it, without what only the mesh may say.
@@ -258,7 +264,7 @@ impl Peer {
         let exchange = Exchange::new(Rc::clone(&self.metrics), started, response.status(), held);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (parts, body) = self.restored_response(response).into_parts();
-            return Ok(Response::from_parts(parts, Watched::body(body, exchange, Activity::new(None))));
+            return Ok(Response::from_parts(parts, Watched::body(body, exchange, Activity::new(None), None)));
         }
         let application = hyper::upgrade::on(&mut response);
         let agreed = response.headers_mut().remove(UPGRADE).unwrap_or(HeaderValue::from_static(""));
@@ -268,7 +274,7 @@ impl Peer {
             let (sender, receiver) = tunnel::channel();
             spawn_local(async move {
                 match application.await {
-                    Ok(application) => tunnel::carry(application, sender, body).await,
+                    Ok(application) => _ = tunnel::carry(application, sender, body, None).await,
                     Err(error) => tracing::debug!(%error, "the application left during its upgrade"),
                 }
                 exchange.finish();
@@ -279,7 +285,7 @@ impl Peer {
         };
         spawn_local(async move {
             match tokio::try_join!(client, application) {
-                Ok((client, application)) => tunnel::join(client, application).await,
+                Ok((client, application)) => _ = tunnel::join(client, application, None).await,
                 Err(error) => tracing::debug!(%error, "an upgrade broke off"),
             }
             exchange.finish();

@@ -20,7 +20,10 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 pub use caller::Caller;
 
-use self::{application::Applications, waiting::Waiting};
+use self::{
+    application::Applications,
+    waiting::{Place, Waiting},
+};
 use crate::{
     config::{Config, IdPattern, InboundMode, InboundPort, Protocol},
     http::client::ConnectError,
@@ -114,8 +117,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr) 
     let peer = listen::canonical(peer);
     match journey(&worker, &mut stream, peer).await {
         Ok(Next::Done) => {}
-        Ok(Next::Mesh(bytes, destination)) => {
-            if let Err(e) = mesh(&worker, Peeked::new(stream, bytes), peer, destination).await {
+        Ok(Next::Mesh(bytes, destination, place)) => {
+            if let Err(e) = mesh(&worker, Peeked::new(stream, bytes), place, peer, destination).await {
                 say_refused(&worker, peer, &e);
             }
         }
@@ -131,7 +134,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr) 
 
 enum Next {
     Done,
-    Mesh(BytesMut, SocketAddr),
+    Mesh(BytesMut, SocketAddr, Place),
     Plaintext {
         carries: Option<Carries>,
         bytes: BytesMut,
@@ -183,29 +186,39 @@ async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) 
         return Ok(Next::Done);
     }
     match looked.found {
-        Some(Carries::Mesh) => Ok(Next::Mesh(looked.bytes, destination)),
+        Some(Carries::Mesh) => Ok(Next::Mesh(looked.bytes, destination, place)),
         carries => Ok(Next::Plaintext { carries, bytes: looked.bytes, application: looked.upstream, destination }),
     }
 }
 
-/// Terminates mesh mTLS and serves what is inside.
-async fn mesh(worker: &Rc<Worker>, io: Peeked, peer: SocketAddr, destination: SocketAddr) -> Result<(), ConnectError> {
+/// Terminates mesh mTLS and serves what is inside. Until the handshake has ended the connection keeps its `place`.
+async fn mesh(
+    worker: &Rc<Worker>,
+    io: Peeked,
+    place: Place,
+    peer: SocketAddr,
+    destination: SocketAddr,
+) -> Result<(), ConnectError> {
     let config = worker.inbound.server_config(worker)?;
-    let accepting = TlsAcceptor::from(config).accept(io);
-    let stream = tokio::time::timeout(HANDSHAKE, accepting)
-        .await
-        .map_err(|_| {
-            worker.metrics.tls_failure(Direction::Inbound, "timeout");
-            ConnectError::new(
-                Reason::HandshakeTimeout,
-                format_args!("{peer} did not end its handshake in {HANDSHAKE:?}"),
-            )
-        })?
-        .map_err(|e| {
+    let late = |why: fmt::Arguments<'_>| {
+        worker.metrics.tls_failure(Direction::Inbound, "timeout");
+        ConnectError::new(Reason::HandshakeTimeout, format_args!("{peer} {why}"))
+    };
+    let stream = tokio::select! {
+        biased;
+        accepted = TlsAcceptor::from(config).accept(io) => accepted.map_err(|e| {
             let failure = tls::explain(&e);
             worker.metrics.tls_failure(Direction::Inbound, failure.code);
             ConnectError::new(Reason::TlsFailed, format_args!("no mTLS with {peer}: {}", failure.message))
-        })?;
+        })?,
+        () = tokio::time::sleep(HANDSHAKE) => {
+            return Err(late(format_args!("did not end its handshake in {HANDSHAKE:?}")));
+        }
+        () = place.given_up() => {
+            return Err(late(format_args!("was slow in its handshake and its place among inbound.max_handshakes was needed")));
+        }
+    };
+    drop(place);
     let connection = stream.get_ref().1;
     let alpn = tls::require_alpn(connection).map_err(|refusal| {
         worker.metrics.tls_failure(Direction::Inbound, refusal.code());

@@ -43,11 +43,13 @@ where
         }
     };
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
+    let workload = worker.metrics.connections(Direction::Inbound, Transport::Workload);
     let _busy = worker.busy();
     metrics.opened();
-    let counting = metrics.clone();
+    workload.opened();
     let copying = copy::copy_both(&mut io, &mut application, BytesMut::new(), said, None, |forth, back| {
-        counting.bytes(forth, back);
+        metrics.bytes(forth, back);
+        workload.bytes(back, forth);
     });
     let ended = tokio::select! {
         biased;
@@ -55,6 +57,7 @@ where
         () = worker.reached(Phase::Closing) => None,
     };
     metrics.closed();
+    workload.closed();
     match ended {
         Some(copy::Ended::Closed) => Ok(()),
         Some(copy::Ended::FirstBroke(error)) => {

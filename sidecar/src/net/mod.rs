@@ -5,8 +5,10 @@ pub mod copy;
 pub mod detect;
 pub mod listen;
 pub mod look;
+pub mod metered;
 pub mod peeked;
 pub mod stream;
 
+pub use metered::Metered;
 pub use peeked::Peeked;
 pub use stream::Upstream;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     http::{Body, headers, reply, reply::is_grpc, server},
-    net::{Peeked, detect},
+    net::{Metered, Peeked, detect},
     reason::Reason,
     telemetry::{Direction, Transport},
     worker::{Phase, Worker},
@@ -32,7 +32,7 @@ struct Client {
 
 /// Serves HTTP/1.x.
 pub(super) async fn serve_http1(worker: Rc<Worker>, io: Peeked, destination: SocketAddr) {
-    serve(worker, destination, async |client, finish| {
+    serve(worker, io, destination, async |client, io, finish| {
         server::http1(io, |request| handle(Rc::clone(&client), request), finish).await
     })
     .await;
@@ -40,21 +40,30 @@ pub(super) async fn serve_http1(worker: Rc<Worker>, io: Peeked, destination: Soc
 
 /// Serves HTTP/2 with prior knowledge.
 pub(super) async fn serve_http2(worker: Rc<Worker>, io: Peeked, destination: SocketAddr) {
-    serve(worker, destination, async |client, finish| {
+    serve(worker, io, destination, async |client, io, finish| {
         server::http2(io, |request| handle(Rc::clone(&client), request), finish).await
     })
     .await;
 }
 
-async fn serve<F>(worker: Rc<Worker>, destination: SocketAddr, serving: F)
+async fn serve<F>(worker: Rc<Worker>, io: Peeked, destination: SocketAddr, serving: F)
 where
-    F: AsyncFnOnce(Rc<Client>, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> hyper::Result<()>,
+    F: AsyncFnOnce(Rc<Client>, Metered<Peeked>, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> hyper::Result<()>,
 {
-    let metrics = worker.metrics.connections(Direction::Outbound, Transport::Plaintext);
+    let metrics = worker.metrics.connections(Direction::Outbound, Transport::Workload);
+    let io = Metered::new(io, metrics.meter());
     let finish = Box::pin(worker.reached(Phase::Closing));
-    let client = Rc::new(Client { worker, destination, last: RefCell::default(), passthrough: RefCell::default() });
+    let client = Rc::new(Client {
+        worker: Rc::clone(&worker),
+        destination,
+        last: RefCell::default(),
+        passthrough: RefCell::default(),
+    });
     metrics.opened();
-    if let Err(error) = serving(client, finish).await {
+    if let Err(error) = serving(client, io, finish).await {
+        if error.is_parse() {
+            worker.metrics.error(Direction::Outbound, Reason::BadRequest.code());
+        }
         tracing::debug!(%error, "the workload's HTTP connection ended");
     }
     metrics.closed();

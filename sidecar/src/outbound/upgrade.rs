@@ -10,16 +10,19 @@ use super::{
     connect,
     endpoint::Endpoint,
     forward::{self, refused},
+    retries::Retries,
     service::Service,
 };
 use crate::{
     http::{
         Body,
+        body::{Activity, Watched},
         client::{ConnectError, Exchange, Held},
         headers, tunnel,
     },
     reason::Reason,
     resilience::Outcome,
+    telemetry::Direction,
     worker::Worker,
 };
 
@@ -40,6 +43,7 @@ pub(super) async fn forward(
     let started = Instant::now();
     let refuse = |reason: Reason, detail: &str| refused(worker, &service.unattached, started, reason, detail, false);
     let client = hyper::upgrade::on(&mut request);
+    let idle = service.spec.timeouts.tcp_idle.enabled();
     let permit = match service.breakers.try_request() {
         Ok(permit) => permit,
         Err(full) => {
@@ -88,9 +92,10 @@ pub(super) async fn forward(
             return ordinary(service, parts, body, exchange);
         };
         let exchange = Exchange::new(metrics, started, StatusCode::SWITCHING_PROTOCOLS, held);
+        let worker = Rc::clone(worker);
         spawn_local(async move {
             match client.await {
-                Ok(client) => tunnel::carry(client, sender, body).await,
+                Ok(client) => count_idle(&worker, tunnel::carry(client, sender, body, idle).await),
                 Err(error) => tracing::debug!(%error, "the workload left during its upgrade"),
             }
             exchange.finish();
@@ -124,9 +129,10 @@ pub(super) async fn forward(
     let (mut parts, _) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers, Version::HTTP_11);
     headers::strip_mesh(&mut parts.headers);
+    let worker = Rc::clone(worker);
     spawn_local(async move {
         match tokio::try_join!(client, upstream) {
-            Ok((client, upstream)) => tunnel::join(client, upstream).await,
+            Ok((client, upstream)) => count_idle(&worker, tunnel::join(client, upstream, idle).await),
             Err(error) => tracing::debug!(%error, "an upgrade broke off"),
         }
         exchange.finish();
@@ -142,29 +148,35 @@ async fn elsewhere<T, F>(
 where
     F: Future<Output = Result<T, ConnectError>>,
 {
-    let mut tried = Vec::new();
+    let mut retries = Retries::new(service);
     loop {
-        let endpoint = service.pick(&tried).await?;
+        let endpoint = service.pick(retries.tried()).await?;
         match connect(Rc::clone(&endpoint)).await {
             Ok(connection) => return Ok((connection, endpoint)),
             Err(e) if matches!(e.reason, Reason::NoCertificate | Reason::CircuitOpen) => return Err(e),
             Err(e) => {
                 service.record(&endpoint, Outcome::LocalOrigin);
-                tried.push(endpoint);
-                if tried.len() > service.spec.retry.attempts as usize {
+                if !retries.granted() {
                     return Err(e);
                 }
-                service.metrics.retry(e.reason.code());
+                retries.wait(endpoint, e.reason.code()).await;
             }
         }
+    }
+}
+
+fn count_idle(worker: &Worker, ended: tunnel::End) {
+    if ended == tunnel::End::Idle {
+        tracing::debug!("an upgraded connection ended: nothing moved for timeouts.tcpIdle");
+        worker.metrics.error(Direction::Outbound, Reason::IdleTimeout.code());
     }
 }
 
 /// The response of an application that did not agree.
 fn ordinary(service: &Service, mut parts: http::response::Parts, body: Incoming, exchange: Exchange) -> Response<Body> {
     parts.version = Version::HTTP_11;
-    let activity = crate::http::body::Activity::new(service.spec.timeouts.idle.enabled());
-    Response::from_parts(parts, crate::http::body::Watched::body(body, exchange, activity))
+    let activity = Activity::new(service.spec.timeouts.idle.enabled());
+    Response::from_parts(parts, Watched::body(body, exchange, activity, None))
 }
 
 fn switched(mut response_headers: http::HeaderMap, protocol: HeaderValue) -> Response<Body> {

@@ -148,7 +148,7 @@ fn request_labels(key: &RequestKey) -> [(&'static str, &str); 3] {
 fn connections(families: &Families, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let labels = |key: &(Direction, Transport)| [("direction", key.0.as_str()), ("transport", key.1.as_str())];
 
-    let help = "Connections accepted by this sidecar.";
+    let help = "Connections that were made; transport workload is between the sidecar and its own workload.";
     let mut metric = to.encode_descriptor("outrigger_connections", help, None, MetricType::Counter)?;
     families.connections.each(|key, blocks| counter(&mut metric, &labels(key), sum(blocks, |c| &c.opened)))?;
 
@@ -156,7 +156,7 @@ fn connections(families: &Families, to: &mut DescriptorEncoder<'_>) -> fmt::Resu
     let mut metric = to.encode_descriptor("outrigger_connections_open", help, None, MetricType::Gauge)?;
     families.connections.each(|key, blocks| gauge(&mut metric, &labels(key), sum(blocks, |c| &c.open)))?;
 
-    let help = "Application bytes: received from the side that opened the connection, sent to it.";
+    let help = "Bytes received from the other side of a connection and sent to it, within TLS where there is any.";
     let mut metric = to.encode_descriptor("outrigger_bytes", help, None, MetricType::Counter)?;
     families.connections.each(|key, blocks| {
         let [direction, transport] = labels(key);

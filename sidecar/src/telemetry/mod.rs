@@ -19,7 +19,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 
 pub use self::{
     control::{ControlMetrics, Outcomes},
-    worker::{ConnectionMetrics, Direction, RequestMetrics, ServiceMetrics, Transport, WorkerMetrics},
+    worker::{ConnectionMetrics, Direction, Meter, RequestMetrics, ServiceMetrics, Transport, WorkerMetrics},
 };
 use self::{
     families::{Families, WorkerCollector},

@@ -40,18 +40,21 @@ pub enum Transport {
     Tls,
     /// To or from no known service, never looked into.
     Passthrough,
+    /// Between the sidecar and its own workload, which is not the network.
+    Workload,
 }
 
 impl Transport {
-    const COUNT: usize = 4;
+    const COUNT: usize = 5;
 
-    /// The label value: `mtls`, `plaintext`, `tls` or `passthrough`.
+    /// The label value: `mtls`, `plaintext`, `tls`, `passthrough` or `workload`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Mtls => "mtls",
             Self::Plaintext => "plaintext",
             Self::Tls => "tls",
             Self::Passthrough => "passthrough",
+            Self::Workload => "workload",
         }
     }
 }
@@ -256,11 +259,39 @@ impl ConnectionMetrics {
         self.cells.open.sub(1);
     }
 
-    /// Bytes moved since the last call. `received` is what came from the side that opened the connection, `sent` what
-    /// went to it.
+    /// Bytes moved since the last call: received from the other side of the connection, sent to it.
     pub fn bytes(&self, received: u64, sent: u64) {
         self.cells.received.add(received);
         self.cells.sent.add(sent);
+    }
+
+    /// Counts the bytes of one connection.
+    pub fn meter(&self) -> Meter {
+        Meter { cells: Arc::clone(&self.cells) }
+    }
+}
+
+/// Counts bytes on the cells of a [`ConnectionMetrics`]. It is `Send` only because hyper wants that of a connection
+/// which may be upgraded; the connection stays on the worker that made the meter, so the cells keep their one writer.
+pub struct Meter {
+    cells: Arc<ConnectionCells>,
+}
+
+impl Meter {
+    /// So many bytes came from the other side.
+    pub fn received(&self, bytes: u64) {
+        self.cells.received.add(bytes);
+    }
+
+    /// So many bytes went to the other side.
+    pub fn sent(&self, bytes: u64) {
+        self.cells.sent.add(bytes);
+    }
+}
+
+impl std::fmt::Debug for Meter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meter")
     }
 }
 
