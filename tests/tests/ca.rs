@@ -98,13 +98,19 @@ fn every_certificate_that_arrived_is_in_the_log_however_the_ca_died() {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut before = 0;
         for round in 0..ROUNDS {
-            sleep(Duration::from_millis(100 + rng.u64(..300))).await;
+            // Some have theirs, and the others are anywhere on their way.
+            let enough = before + rng.usize(1..40);
+            harness::eventually("certificates arrive", Duration::from_secs(30), || async {
+                let arrived = received.lock().unwrap().len();
+                if arrived >= enough { Ok(()) } else { Err(format!("round {round}: {arrived} of {enough}")) }
+            })
+            .await;
+            sleep(Duration::from_millis(rng.u64(..10))).await;
             server.kill();
             let (arrived, logged) = (received.lock().unwrap().clone(), serials_in_log(&ca));
             let lost: Vec<_> = arrived.iter().filter(|serial| !logged.contains(*serial)).collect();
             assert!(lost.is_empty(), "round {round}: {lost:?} arrived and are not in the log");
             assert_eq!(arrived.iter().collect::<HashSet<_>>().len(), arrived.len(), "a serial came twice");
-            assert!(arrived.len() > before, "round {round}: nothing was enrolled");
             before = arrived.len();
             server = ca.serve().await;
         }
@@ -171,7 +177,7 @@ fn a_token_is_good_for_one_enrolment() {
         let thief = Sidecar::launch(&mesh, &second, config);
         harness::eventually("the thief is told", Duration::from_secs(10), || async {
             let log = thief.log_text();
-            if log.contains("token") && log.contains("WARN") || log.contains("ERROR") { Ok(()) } else { Err(log) }
+            if log.contains("already used") { Ok(()) } else { Err(log) }
         })
         .await;
         let ready = second.get((std::net::Ipv4Addr::LOCALHOST, 15020).into(), "x", "/readyz").await;

@@ -1,6 +1,8 @@
 //! The real binary: made, served, asked, killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod kills;
+
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -305,54 +307,6 @@ async fn both_sides_refuse_strangers_with_the_right_words() {
     let request = EnrolRequest { address: &gone, bundle_pem: &bundle, credential, csr_pem: csr.as_str(), ttl: None };
     let error = enrol(request).await.unwrap_err();
     assert!(matches!(error.cause, EnrolCause::Connect(_)) && !error.is_permanent(), "{error}");
-}
-
-#[tokio::test]
-async fn a_kill_under_load_leaves_no_certificate_without_its_record() {
-    const CALLERS: usize = 40;
-    let ca = Ca::new();
-    let bundle = ca.bundle();
-    for kill_after in [0, 1, 5, 17] {
-        let tokens = ca.tokens(CALLERS);
-        let mut server = ca.serve();
-        let mut callers = tokio::task::JoinSet::new();
-        for token in tokens {
-            let (address, bundle) = (server.address.clone(), bundle.clone());
-            callers.spawn(async move {
-                let (_, csr) = new_key_and_csr(None).unwrap();
-                let credential = Credential::Token(token);
-                let (bundle_pem, csr_pem) = (bundle.as_str(), csr.as_str());
-                enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None }).await
-            });
-        }
-        // At the moment when so many have their certificate, the others are anywhere on their way.
-        let mut received = Vec::new();
-        while received.len() < kill_after {
-            received.push(callers.join_next().await.unwrap().unwrap().unwrap());
-        }
-        server.child.kill().unwrap();
-        server.child.wait().unwrap();
-        received.extend(callers.join_all().await.into_iter().filter_map(Result::ok));
-        assert!(received.len() < CALLERS, "the kill came too late to prove anything");
-
-        let log = ca.log();
-        for enrolled in &received {
-            let pem = leaf(&enrolled.chain_pem);
-            let serial: String = pem.parse_x509().unwrap().raw_serial().iter().map(|b| format!("{b:02x}")).collect();
-            assert!(log.iter().any(|e| e["serial"] == serial), "serial {serial} is in the world and not in the log");
-        }
-        let recorded = log.iter().filter(|e| e["credential"] == "token").count() as i64;
-        let spent: i64 = ca
-            .database()
-            .connection()
-            .query_row("SELECT count(*) FROM token WHERE used_at IS NOT NULL", [], |row| row.get(0))
-            .unwrap();
-        assert_eq!(spent, recorded, "a token is spent exactly when its certificate is recorded");
-        println!(
-            "killed after {kill_after}: {} of {CALLERS} have a certificate, {recorded} recorded so far",
-            received.len()
-        );
-    }
 }
 
 #[test]
