@@ -15,11 +15,11 @@ use outrigger_e2e::{
         client::{Body, body},
         pair::{ECHO, FIRST, HTTP, SCRIPT},
         script,
-        shop::ORDERS,
+        shop::{ORDERS, orders, request},
     },
     workload::grpc::FrameBody,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
@@ -30,18 +30,8 @@ const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// Settings of `orders.mesh` at the client.
-fn orders(settings: Value) -> Value {
-    let mut service = json!({ "name": ORDERS, "port": 8080 });
-    service.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    json!({ "services": [service] })
-}
-
 fn ask(h2: bool, method: &str, path: &str, data: Body) -> Request<Body> {
-    let request = Request::builder().method(method);
-    let host = "orders.mesh:8080";
-    let request = if h2 { request.uri(format!("http://{host}{path}")) } else { request.uri(path).header("host", host) };
-    request.body(data).unwrap()
+    request(h2, &method.parse().unwrap(), path, data)
 }
 
 /// What came, and how long it took.
