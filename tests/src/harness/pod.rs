@@ -152,6 +152,11 @@ impl Pod {
         [self.v4.into(), self.v6.into()]
     }
 
+    /// Shows `source` at `target` to what is started in the pod from now on.
+    pub fn mount(&self, source: &Path, target: &Path) {
+        self.inside.mount(source, target);
+    }
+
     /// Does something inside the pod's namespaces; it must be short and must not block.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         self.inside.run(job)
