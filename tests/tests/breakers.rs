@@ -11,6 +11,7 @@ use std::{
 
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
+use nix::sys::signal::Signal;
 use outrigger_e2e::harness::{
     self, Mesh, Pod, Process, Reply, Shop, Sidecar,
     client::body,
@@ -168,6 +169,31 @@ fn without_a_sidecar_on_the_other_side_what_waits_for_a_connection_is_bounded_to
 }
 
 #[test]
+fn requests_that_wait_for_the_first_endpoints_are_bounded() {
+    harness::run(async {
+        let mesh = Mesh::new();
+        let pod = mesh.pod("client");
+        Ca::init(&mesh).issue(&pod, &[], "1h");
+        mesh.dns.fail(Some(harness::dns::Fault::Silent));
+        let breakers = json!({ "circuit_breakers": { "max_pending_requests": 1 } });
+        let mut config = unhindered_orders(breakers);
+        harness::sidecar::merge(&mut config, json!({ "dns": { "timeout": "3s" } }));
+        let _sidecar = Sidecar::start(&mesh, &pod, config).await;
+        let get = async |wait| {
+            sleep(wait).await;
+            let begun = Instant::now();
+            (pod.get((mesh.dns.pod.v4, 8080).into(), "orders.mesh:8080", "/").await, begun.elapsed())
+        };
+        let (waited, late) = tokio::join!(get(ms(0)), get(ms(300)));
+        let (reply, took) = (&late.0, late.1);
+        assert_eq!((reply.status.as_u16(), reply.header("outrigger-error")), (503, "circuit_open"), "{}", reply.text());
+        assert!(reply.text().contains(ORDERS) && took < ms(600), "{took:?}: {}", reply.text());
+        assert_eq!(waited.0.header("outrigger-error"), "no_endpoints", "{}", waited.0.text());
+        assert_eq!(opened(&pod, ORDERS, "max_pending_requests").await, 1.0);
+    });
+}
+
+#[test]
 fn retries_under_way_are_bounded() {
     harness::run(async {
         let settings = json!({ "circuit_breakers": { "max_retries": 1 } });
@@ -244,6 +270,54 @@ fn with_every_endpoint_ejected_and_no_panic_the_answer_is_fast_and_says_so() {
             if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
         })
         .await;
+    });
+}
+
+/// `orders.mesh` of two replicas and one worker, with these timeouts, and an ejection of which one look suffices.
+fn two_with(timeouts: Value) -> Value {
+    let mut config = orders(json!({
+        "timeouts": timeouts,
+        "outlier_detection": { "base_ejection_time": "30s" },
+    }));
+    config["workers"] = json!(1);
+    config
+}
+
+#[test]
+fn a_replica_whose_requests_run_out_of_time_is_ejected() {
+    harness::run(async {
+        for (timeouts, reason) in
+            [(json!({ "backendRequest": "200ms" }), "try_timeout"), (json!({ "request": "200ms" }), "request_timeout")]
+        {
+            let shop = Shop::open(Mesh::new(), 2, 60, two_with(timeouts)).await;
+            shop.replicas[0].origin.signal(Signal::SIGSTOP);
+            let args = ["--url", URL, "--requests", "300", "--connections", "8", "--rate", "150"];
+            let report = shop.client.load(&args).report().await;
+            let ejections = shop.client.metric("outrigger_ejections_total", &[("service", ORDERS)]).await;
+            assert_eq!(ejections, 1.0, "{reason}: {report}");
+        }
+    });
+}
+
+#[test]
+fn a_caller_that_stalls_its_own_upload_ejects_nobody() {
+    harness::run(async {
+        let shop = Shop::open(Mesh::new(), 2, 60, two_with(json!({ "idle": "300ms" }))).await;
+        let to = shop.replicas[0].pod.at4(8080);
+        let mut stalled = Vec::new();
+        for _ in 0..16 {
+            let mut stream = shop.client.connect(to).await.unwrap();
+            let head = b"POST /sink HTTP/1.1\r\nhost: orders.mesh:8080\r\ncontent-length: 1000\r\n\r\nhalf";
+            stream.write_all(head).await.unwrap();
+            stalled.push(stream);
+        }
+        for mut stream in stalled {
+            let mut answer = [0; 12];
+            timeout(Duration::from_secs(5), stream.read_exact(&mut answer)).await.expect("an answer").unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 504");
+        }
+        let ejections = shop.client.metric("outrigger_ejections_total", &[("service", ORDERS)]).await;
+        assert_eq!(ejections, 0.0, "the replicas waited for what the caller did not send");
     });
 }
 

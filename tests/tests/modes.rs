@@ -267,6 +267,9 @@ fn var_lib(ca: &Ca, pod: &Pod, names: &[&str]) -> PathBuf {
     issued
 }
 
+/// Arguments after `run`, variables, and the service that is called.
+type Bare<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+
 #[test]
 fn an_empty_configuration_or_none_at_all_is_a_working_sidecar() {
     harness::run(async {
@@ -302,7 +305,7 @@ fn an_empty_configuration_or_none_at_all_is_a_working_sidecar() {
             ("OUTRIGGER_INBOUND_MODE", "permissive"),
             ("OUTRIGGER_WORKERS", "1"),
         ];
-        let cases: [(&[&str], &[(&str, &str)], &str); 6] = [
+        let cases: [Bare<'_>; 6] = [
             (&["--config", &empty], &[], ORDERS),
             (&["--config", &commented], &[], ORDERS),
             (&["--config", &sections], &[], ORDERS),

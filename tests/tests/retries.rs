@@ -187,7 +187,8 @@ fn each_try_goes_to_another_endpoint_and_there_are_no_more_than_allowed() {
 #[test]
 fn a_post_that_no_application_took_is_tried_elsewhere_whole() {
     harness::run(async {
-        for why in ["unprocessed", "connect_failed"] {
+        // Of what was refused with its connection nothing was sent, so its length plays no part.
+        for (why, size) in [("unprocessed", REPLAY), ("connect_failed", REPLAY), ("connect_failed", 20 * REPLAY)] {
             let (mut shop, script, mut running) = scripted(2, json!({})).await;
             // The first application is gone; or its sidecar as well, so that the pod refuses.
             running.remove(0);
@@ -195,11 +196,11 @@ fn a_post_that_no_application_took_is_tried_elsewhere_whole() {
                 shop.replicas[0].sidecar.kill();
             }
             for n in 0..20 {
-                let reply = send(&shop, n % 2 == 0, &Method::POST, body(pattern::bytes(REPLAY))).await;
-                assert_eq!(reply.text(), "replica 1", "{why}");
+                let reply = send(&shop, n % 2 == 0, &Method::POST, body(pattern::bytes(size))).await;
+                assert_eq!(reply.text(), "replica 1", "{why} {size} B");
                 let arrivals = script.taken();
-                let whole = arrivals.len() == 1 && arrivals[0].length == REPLAY && arrivals[0].is_pattern;
-                assert!(whole, "{why}: {arrivals:?}");
+                let whole = arrivals.len() == 1 && arrivals[0].length == size && arrivals[0].is_pattern;
+                assert!(whole, "{why} {size} B: {arrivals:?}");
             }
             assert!(retries(&shop.client, why).await >= 1.0, "{why}: the first replica was tried");
         }

@@ -15,7 +15,7 @@ use outrigger_e2e::{
         client::{Body, body},
         pair::{ECHO, FIRST, HTTP, SCRIPT},
         script,
-        shop::{ORDERS, orders, request},
+        shop::{ORDERS, orders, request, unhindered_orders},
     },
     workload::grpc::FrameBody,
 };
@@ -186,6 +186,23 @@ fn a_try_without_an_answer_in_time_goes_to_another_endpoint() {
 }
 
 #[test]
+fn a_new_try_is_not_idle_since_the_last_one() {
+    harness::run(async {
+        let settings = json!({ "timeouts": { "idle": "900ms", "backendRequest": "600ms" } });
+        let shop = Shop::open(Mesh::new(), 2, 5, unhindered_orders(settings)).await;
+        shop.replicas[0].origin.signal(Signal::SIGSTOP);
+        // The head of the second try moves at 600 ms, and its answer comes 500 ms later.
+        let mut slow = 0;
+        for _ in 0..10 {
+            let (reply, took) = timed(shop.get("/delay/500")).await;
+            slow += u32::from(took >= ms(600));
+            assert_eq!(reply.text(), "orders2\n", "after {took:?}");
+        }
+        assert!(slow > 0, "the frozen replica was never tried");
+    });
+}
+
+#[test]
 fn a_request_on_which_nothing_moves_ends_at_its_idle_timeout() {
     harness::run(async {
         let shop = Shop::open(Mesh::new(), 1, 5, orders(json!({ "timeouts": { "idle": "500ms" } }))).await;
@@ -227,8 +244,13 @@ fn a_request_on_which_nothing_moves_ends_at_its_idle_timeout() {
                 endless.body_mut().frame().await.expect("the body goes on").unwrap();
             }
         }
+        // A caller that stalls its own upload is told, too.
+        let (_open, receiver) = mpsc::channel(1);
+        let stalled = ask(false, "PUT", "/sink", FrameBody::new(receiver).boxed_unsync());
+        let call = timed(shop.client.send(replica, false, stalled)).await;
+        assert_refused(&call, 504, "idle_timeout", &["no byte", "500ms (timeouts.idle)"], ms(500));
         let told = [("direction", "outbound"), ("reason", "idle_timeout")];
-        assert!(shop.client.metric("outrigger_errors_total", &told).await >= 2.0);
+        assert_eq!(shop.client.metric("outrigger_errors_total", &told).await, 3.0);
     });
 }
 
