@@ -7,10 +7,12 @@
 
 pub mod client;
 pub mod dns;
+mod faults;
 pub mod mesh;
 pub mod pair;
 pub mod pki;
 pub mod pod;
+pub mod script;
 pub mod shop;
 pub mod sidecar;
 mod sys;

@@ -152,6 +152,11 @@ impl Pod {
         [self.v4.into(), self.v6.into()]
     }
 
+    /// Shows `source` at `target` to what is started in the pod from now on.
+    pub fn mount(&self, source: &Path, target: &Path) {
+        self.inside.mount(source, target);
+    }
+
     /// Does something inside the pod's namespaces; it must be short and must not block.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         self.inside.run(job)
@@ -194,12 +199,17 @@ impl Pod {
 
     /// Starts one of our programs in the pod, as this user; its output goes to a log file.
     pub fn start(&self, uid: u32, program: &str, args: &[&str]) -> Process {
+        self.start_with(uid, program, args, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn start_with(&self, uid: u32, program: &str, args: &[&str], env: &[(&str, &str)]) -> Process {
         let n = self.started.replace_with(|n| *n + 1);
         let log = self.dir.join("logs").join(format!("{}-{n}-{program}.log", self.name));
         let file = File::create(&log).unwrap();
         self.logs.lock().unwrap().push(log.clone());
         let mut command = self.command(uid, program, args);
-        command.stdout(file.try_clone().unwrap()).stderr(file);
+        command.stdout(file.try_clone().unwrap()).stderr(file).envs(env.iter().copied());
         let child = self.spawn(command);
         Process { child, log, name: format!("{program} of {}", self.name), _inside: self.inside.clone(), status: None }
     }

@@ -4,12 +4,40 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Value, json};
 
-use super::{Mesh, Pod, Process, Reply, Sidecar, pki::Ca};
+use super::{Mesh, Pod, Process, Reply, Sidecar, client::Body, pki::Ca};
 
 /// The name that all replicas may serve.
 pub const ORDERS: &str = "orders.mesh";
 /// What the client calls.
 pub const URL: &str = "http://orders.mesh:8080/";
+
+/// The configuration of a client that calls `orders.mesh` by these settings.
+pub fn orders(settings: Value) -> Value {
+    let mut service = json!({ "name": ORDERS, "port": 8080 });
+    super::sidecar::merge(&mut service, settings);
+    json!({ "services": [service] })
+}
+
+/// The same where neither the budget of retries nor outlier detection takes part, and one worker decides.
+pub fn unhindered_orders(settings: Value) -> Value {
+    let mut config = orders(json!({
+        "retry": { "budget_floor": 1000, "backoff": "5ms" },
+        "outlier_detection": {
+            "consecutive_5xx": 0, "consecutive_gateway_failure": 0, "consecutive_local_origin_failure": 0,
+        },
+    }));
+    super::sidecar::merge(&mut config["services"][0], settings);
+    config["workers"] = json!(1);
+    config
+}
+
+/// A request to `orders.mesh`.
+pub fn request(h2: bool, method: &http::Method, path: &str, data: Body) -> http::Request<Body> {
+    let request = http::Request::builder().method(method);
+    let host = "orders.mesh:8080";
+    let request = if h2 { request.uri(format!("http://{host}{path}")) } else { request.uri(path).header("host", host) };
+    request.body(data).unwrap()
+}
 
 /// One replica. Fields end in the order in which they stand.
 pub struct Replica {

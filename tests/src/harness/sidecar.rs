@@ -63,6 +63,12 @@ impl Sidecar {
         Self(pod.start(SIDECAR, "outrigger-sidecar", &["run", "--config", file.to_str().unwrap()]))
     }
 
+    /// The same with nothing but these arguments after `run` and these variables.
+    pub fn bare(pod: &Pod, args: &[&str], env: &[(&str, &str)]) -> Self {
+        pod.redirect(&[]);
+        Self(pod.start_with(SIDECAR, "outrigger-sidecar", &[&["run"], args].concat(), env))
+    }
+
     /// Waits until `/readyz` says so.
     pub async fn ready(&mut self, pod: &Pod) {
         super::eventually("the sidecar is ready", Duration::from_secs(15), || {
