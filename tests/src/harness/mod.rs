@@ -8,6 +8,7 @@
 pub mod client;
 pub mod dns;
 pub mod mesh;
+pub mod openmetrics;
 pub mod pair;
 pub mod pki;
 pub mod pod;
