@@ -265,7 +265,8 @@ fn refusals_are_counted_on_both_sides() {
         let theirs = [("direction", "inbound"), ("reason", "refused_wrong_name")];
         until(&pair.server, "outrigger_tls_failures_total", &theirs, failed).await;
         until(&pair.server, "outrigger_tls_failures_total", &[], failed).await;
-        until(&pair.client, "outrigger_errors_total", &[("direction", "outbound"), ("reason", "tls_failed")], 1.0).await;
+        until(&pair.client, "outrigger_errors_total", &[("direction", "outbound"), ("reason", "tls_failed")], 1.0)
+            .await;
         let class = [("direction", "outbound"), ("service", "orders4.mesh"), ("status_class", "5xx")];
         until(&pair.client, REQUESTS, &class, 1.0).await;
 

@@ -148,7 +148,8 @@ fn histograms(scrape: &Scrape) -> Result<(), String> {
         if let Some(name) = sample.name.strip_suffix("_bucket") {
             let mut labels = sample.labels.clone();
             let bound = labels.remove("le").ok_or("a bucket without le")?;
-            let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().map_err(|_| format!("le={bound}"))? };
+            let bound =
+                if bound == "+Inf" { f64::INFINITY } else { bound.parse().map_err(|_| format!("le={bound}"))? };
             buckets.entry((name.to_owned(), labels)).or_default().push((bound, sample.value));
         }
     }
