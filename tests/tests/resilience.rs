@@ -189,20 +189,26 @@ fn beyond_a_circuit_breaker_the_answer_comes_at_once() {
     harness::run(async {
         let breakers = json!({ "circuit_breakers": { "max_requests": 4 } });
         let shop = Shop::open(Mesh::new(), 1, 5, orders(breakers)).await;
-        let mut calls = Vec::new();
+        let get = |path| request("orders.mesh:8080", false, Method::GET, path).body(body("")).unwrap();
+        let mut callers = Vec::new();
         for _ in 0..20 {
             let (mut sender, cut) = shop.client.http(shop.replicas[0].pod.at4(8080), false).await;
-            let get = |path| request("orders.mesh:8080", false, Method::GET, path).body(body("")).unwrap();
             // What a first request costs is no part of this.
             assert_eq!(Reply::read(sender.send(get("/")).await.unwrap()).await.unwrap().status, 200);
-            let ask = get("/delay/1500");
-            calls.push(tokio::task::spawn_local(async move {
-                let _cut = cut;
-                let begun = Instant::now();
-                let reply = Reply::read(sender.send(ask).await.unwrap()).await.unwrap();
-                (reply, begun.elapsed())
-            }));
+            callers.push((sender, cut));
         }
+        let calls: Vec<_> = callers
+            .into_iter()
+            .map(|(mut sender, cut)| {
+                let ask = get("/delay/1500");
+                tokio::task::spawn_local(async move {
+                    let begun = Instant::now();
+                    let reply = Reply::read(sender.send(ask).await.unwrap()).await.unwrap();
+                    drop(cut);
+                    (reply, begun.elapsed())
+                })
+            })
+            .collect();
         let (mut ok, mut refused) = (0, Vec::new());
         for call in calls {
             let (reply, took) = call.await.unwrap();
