@@ -277,12 +277,17 @@ fn grpc_calls_of_all_four_kinds() {
         let pair = Pair::new(Mesh::new()).await;
         for family in pair.families() {
             let to = family.at(HTTP);
-            let unary = grpc_call(family, "Unary", body(grpc::frame(b"hello")), &[("grpc-timeout", "5S")]);
+            let unary = grpc_call(family, "Unary", body(grpc::frame(b"hello")), &[]);
             let unary = pair.client.send(to, true, unary).await;
             assert_eq!(messages(&unary), ["hello"]);
             assert_eq!((unary.trailer("grpc-status"), unary.trailer("grpc-message")), ("0", "fine"));
             assert!(unary.trailers.is_some(), "the status came in the head");
-            assert!(unary.header("x-grpc-timeout").ends_with(['S', 'm', 'u', 'n']), "the deadline is passed on");
+            assert_eq!(unary.header("x-grpc-timeout"), "", "no deadline is made up");
+            for deadline in ["5S", "2M", "1H", "30000m", "99999999u"] {
+                let unary = grpc_call(family, "Unary", body(grpc::frame(b"x")), &[("grpc-timeout", deadline)]);
+                let unary = pair.client.send(to, true, unary).await;
+                assert_eq!(unary.header("x-grpc-timeout"), deadline, "the deadline is passed on as it is");
+            }
 
             let stream = grpc_call(family, "ServerStream", body(grpc::frame(b"500")), &[]);
             let stream = pair.client.send(to, true, stream).await;
@@ -327,7 +332,8 @@ fn grpc_deadlines_and_cancellation_reach_the_other_side() {
             let late = pair.client.send(to, true, grpc_call(family, "Unary", body(grpc::frame(b"x")), &headers)).await;
             assert_eq!(late.trailer("grpc-status"), "4", "DEADLINE_EXCEEDED: {late:?}");
             assert_eq!(late.header("outrigger-error"), "request_timeout", "the mesh says that it spoke");
-            assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+            let took = begun.elapsed();
+            assert!((Duration::from_millis(300)..Duration::from_millis(1_300)).contains(&took), "{took:?}");
             left += 1;
             until_cancelled(&pair, left).await;
 
@@ -572,24 +578,33 @@ fn a_reset_is_passed_on_and_not_taken_for_an_end() {
 #[test]
 fn a_server_that_speaks_first_is_heard_at_once() {
     harness::run(async {
-        let pair = Pair::new(Mesh::new()).await;
-        for family in pair.families() {
-            let mut took = Vec::new();
-            for _ in 0..5 {
-                let begun = Instant::now();
-                let mut stream = pair.client.connect(family.at(FIRST)).await.unwrap();
-                let greeting = read_until(&mut stream, |t| t.ends_with("\r\n")).await;
-                took.push(begun.elapsed());
-                assert_eq!(greeting, "220 server ready\r\n");
-                stream.write_all(b"EHLO me\r\n").await.unwrap();
-                assert_eq!(read_until(&mut stream, |t| t.ends_with("\r\n")).await, "EHLO me\r\n");
-            }
-            took.sort();
-            println!("IPv{}: greetings after {took:?}", family.version);
-            // Two waits of 30 ms for a silent client, one handshake; the rest is for a busy machine.
-            assert!(took[2] < Duration::from_millis(300), "{took:?}");
+        let pair = Pair::new(Mesh::alone()).await;
+        // The same without any sidecar.
+        let (bare, caller) = (pair.mesh.pod("bare"), pair.mesh.pod("caller"));
+        let _origin = bare.serve(&["--tcp-first", "9001"]).await;
+        for (family, bare) in pair.families().into_iter().zip(bare.ips()) {
+            let direct = greeting(&caller, (bare, FIRST).into(), "220 bare ready\r\n").await;
+            let meshed = greeting(&pair.client, family.at(FIRST), "220 server ready\r\n").await;
+            println!("IPv{}: greetings after {meshed:?}, without a mesh {direct:?}", family.version);
+            // Two waits of 30 ms for a silent client, and a handshake.
+            assert!(meshed < direct + Duration::from_millis(100), "{meshed:?}, without a mesh {direct:?}");
         }
     });
+}
+
+/// How long a server's greeting takes from the connect on: the middle one of seven.
+async fn greeting(from: &harness::Pod, to: std::net::SocketAddr, words: &str) -> Duration {
+    let mut took = Vec::new();
+    for _ in 0..7 {
+        let begun = Instant::now();
+        let mut stream = from.connect(to).await.unwrap();
+        assert_eq!(read_until(&mut stream, |t| t.ends_with("\r\n")).await, words);
+        took.push(begun.elapsed());
+        stream.write_all(b"EHLO me\r\n").await.unwrap();
+        assert_eq!(read_until(&mut stream, |t| t.ends_with("\r\n")).await, "EHLO me\r\n");
+    }
+    took.sort();
+    took[3]
 }
 
 #[test]

@@ -4,8 +4,10 @@
 use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
+use http::Method;
 use outrigger_e2e::harness::{
-    self, Mesh, Shop,
+    self, Mesh, Reply, Shop,
+    client::{body, request},
     dns::Fault,
     shop::{ORDERS, URL, assert_none_failed},
 };
@@ -187,14 +189,44 @@ fn beyond_a_circuit_breaker_the_answer_comes_at_once() {
     harness::run(async {
         let breakers = json!({ "circuit_breakers": { "max_requests": 4 } });
         let shop = Shop::open(Mesh::new(), 1, 5, orders(breakers)).await;
-        let url = "http://orders.mesh:8080/delay/1500";
-        let load = shop.client.load(&["--url", url, "--requests", "20", "--connections", "20"]);
-        let report = load.report().await;
+        let get = |path| request("orders.mesh:8080", false, Method::GET, path).body(body("")).unwrap();
+        let mut callers = Vec::new();
+        for _ in 0..20 {
+            let (mut sender, cut) = shop.client.http(shop.replicas[0].pod.at4(8080), false).await;
+            // What a first request costs is no part of this.
+            assert_eq!(Reply::read(sender.send(get("/")).await.unwrap()).await.unwrap().status, 200);
+            callers.push((sender, cut));
+        }
+        let calls: Vec<_> = callers
+            .into_iter()
+            .map(|(mut sender, cut)| {
+                let ask = get("/delay/1500");
+                tokio::task::spawn_local(async move {
+                    let begun = Instant::now();
+                    let reply = Reply::read(sender.send(ask).await.unwrap()).await.unwrap();
+                    drop(cut);
+                    (reply, begun.elapsed())
+                })
+            })
+            .collect();
+        let (mut ok, mut refused) = (0, Vec::new());
+        for call in calls {
+            let (reply, took) = call.await.unwrap();
+            if reply.status == 200 {
+                assert!(took >= Duration::from_millis(1_500), "{took:?}");
+                ok += 1;
+            } else {
+                assert_eq!((reply.status.as_u16(), reply.header("outrigger-error")), (503, "circuit_open"));
+                assert!(reply.text().contains("circuit_breakers.max_requests of orders.mesh"), "{}", reply.text());
+                refused.push(took);
+            }
+        }
+        refused.sort();
+        println!("{ok} were served; refusals after {refused:?}");
         // The limit is divided among the workers, so that one of them may have had too few calls to reach its own.
-        let ok = report["ok"].as_u64().unwrap();
-        assert!((1..=4).contains(&ok), "{report}");
-        assert_eq!(report["statuses"]["503"].as_u64(), Some(20 - ok), "{report}");
-        assert!(report["messages"].to_string().contains("circuit_breakers.max_requests of orders.mesh"), "{report}");
+        assert!((1..=4).contains(&ok) && ok + refused.len() == 20, "{ok} were served");
+        assert!(refused[refused.len() / 2] < Duration::from_millis(100), "not at once: {refused:?}");
+        assert!(refused.iter().all(|took| *took < Duration::from_millis(700)), "waited: {refused:?}");
         assert!(shop.client.metric("outrigger_circuit_open_total", &[("service", ORDERS)]).await >= 16.0);
         assert_eq!(shop.get("/").await.status, 200, "and closes again");
     });

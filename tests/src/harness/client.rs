@@ -3,11 +3,12 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
+    upgrade::Upgraded,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -24,6 +25,31 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A body of these bytes.
 pub fn body(bytes: impl Into<Bytes>) -> Body {
     text(bytes)
+}
+
+/// The beginning of a request to `host` (with its port), as an application of that version of HTTP writes it.
+pub fn request(host: &str, h2: bool, method: Method, path: &str) -> http::request::Builder {
+    let builder = Request::builder().method(method);
+    if h2 { builder.uri(format!("http://{host}{path}")) } else { builder.uri(path).header("host", host) }
+}
+
+/// A call of the origin's gRPC service, with further headers.
+pub fn grpc_call(host: &str, method: &str, data: Body, headers: &[(&str, &str)]) -> Request<Body> {
+    let builder = request(host, true, Method::POST, &format!("/test.Echo/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value)).body(data).unwrap()
+}
+
+/// Asks for an upgrade to `protocol`.
+pub fn upgrade_call(host: &str, protocol: &str) -> Request<Body> {
+    request(host, false, Method::GET, "/upgrade")
+        .header("connection", "upgrade")
+        .header("upgrade", protocol)
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .body(body(""))
+        .unwrap()
 }
 
 /// A whole answer.
@@ -124,6 +150,14 @@ impl Pod {
     /// A client to this address.
     pub async fn http(&self, to: SocketAddr, h2: bool) -> (Sender, Cut) {
         on(self.connect(to).await.unwrap_or_else(|e| panic!("{} to {to}: {e}", self.name)), h2).await
+    }
+
+    /// An upgraded connection to the origin's `/upgrade`.
+    pub async fn upgraded(&self, to: SocketAddr, host: &str, protocol: &str) -> (TokioIo<Upgraded>, Cut) {
+        let (mut sender, cut) = self.http(to, false).await;
+        let mut response = sender.send(upgrade_call(host, protocol)).await.unwrap();
+        assert_eq!(response.status(), 101, "{} to {to}", self.name);
+        (TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap()), cut)
     }
 
     /// One GET on a connection of its own; the error in words.

@@ -9,6 +9,7 @@ pub mod client;
 pub mod dns;
 mod faults;
 pub mod mesh;
+pub mod openmetrics;
 pub mod pair;
 pub mod pki;
 pub mod pod;

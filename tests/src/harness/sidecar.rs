@@ -8,7 +8,15 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Mesh, Pod, Process, Reply, pod::SIDECAR};
+use super::{
+    Mesh, Pod, Process, Reply,
+    openmetrics::{self, Scrape},
+    pod::SIDECAR,
+};
+
+/// Workers of every sidecar that is not told otherwise, whatever the machine: what tests say about limits and
+/// ejections, which are kept by each worker for itself, must not depend on its processors.
+pub const WORKERS: u32 = 2;
 
 /// A running sidecar.
 pub struct Sidecar(Process);
@@ -41,7 +49,7 @@ pub fn merge(base: &mut Value, over: Value) {
 
 impl Sidecar {
     /// Installs the redirection and starts a sidecar with `config` (an object) over the tests' own settings: the mesh's
-    /// DNS server, the pod's `identity` folder, a short drain. Waits until it is ready.
+    /// DNS server, the pod's `identity` folder, [`WORKERS`] workers, a short drain. Waits until it is ready.
     pub async fn start(mesh: &Mesh, pod: &Pod, config: Value) -> Self {
         let mut sidecar = Self::launch(mesh, pod, config);
         sidecar.ready(pod).await;
@@ -51,6 +59,7 @@ impl Sidecar {
     /// The same without the wait.
     pub fn launch(mesh: &Mesh, pod: &Pod, config: Value) -> Self {
         let mut whole = json!({
+            "workers": WORKERS,
             "identity": { "dir": pod.folder("identity") },
             "dns": { "servers": [mesh.dns.address()], "timeout": "1s" },
             "drain": { "minimum": "500ms", "timeout": "20s" },
@@ -88,17 +97,14 @@ impl Pod {
         self.get((Ipv4Addr::LOCALHOST, 15000).into(), "localhost", path).await
     }
 
+    /// What a scraper reads from the sidecar's telemetry address; panics unless it is right OpenMetrics text.
+    pub async fn scrape(&self) -> Scrape {
+        let text = self.get((Ipv4Addr::LOCALHOST, 15020).into(), "localhost", "/metrics").await.text();
+        openmetrics::parse(&text).unwrap_or_else(|why| panic!("/metrics of {}: {why}", self.name))
+    }
+
     /// The sum of all series of a metric whose labels include these.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let text = self.get((Ipv4Addr::LOCALHOST, 15020).into(), "localhost", "/metrics").await.text();
-        let wanted: Vec<_> = labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
-        text.lines()
-            .filter_map(|line| {
-                let (series, value) = line.rsplit_once(' ')?;
-                let (family, labels) = series.split_once('{').unwrap_or((series, ""));
-                let fits = family == name && wanted.iter().all(|w| labels.contains(w.as_str()));
-                fits.then(|| value.parse::<f64>().unwrap())
-            })
-            .sum()
+        self.scrape().await.sum(name, labels)
     }
 }

@@ -161,7 +161,9 @@ impl Body for Watched {
         if matches!(frame, Some(Err(_))) {
             return Poll::Ready(frame);
         }
-        if frame.is_none() || self.inner.is_end_stream() || self.left == Some(0) {
+        // Nor after trailers, which are the end.
+        let trailers = matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
+        if frame.is_none() || trailers || self.inner.is_end_stream() || self.left == Some(0) {
             self.flight.finish();
         }
         Poll::Ready(frame)

@@ -3,8 +3,8 @@
 //!
 //! `/test.Echo/Unary` answers its message; `/ServerStream` answers as many numbered messages as its message says;
 //! `/ClientStream` answers "COUNT BYTES"; `/Bidi` answers every message at once; `/Fail` answers trailers only.
-//! Request headers: `x-sleep-ms` waits first, `x-fail-code` chooses the status of `/Fail`. `grpc-timeout` comes back as
-//! `x-grpc-timeout`.
+//! Request headers: `x-sleep-ms` waits first, `x-pause-ms` waits before each message of `/ServerStream`, `x-fail-code`
+//! chooses the status of `/Fail`. `grpc-timeout` comes back as `x-grpc-timeout`.
 
 use std::{
     pin::Pin,
@@ -124,13 +124,14 @@ pub async fn respond(request: Request<Incoming>) -> Response<OriginBody> {
     if let Some(timeout) = head.headers.get("grpc-timeout") {
         response.headers_mut().insert("x-grpc-timeout", timeout.clone());
     }
+    let pause = Duration::from_millis(number(&head.headers, "x-pause-ms").unwrap_or(0));
     let method = head.uri.path().strip_prefix("/test.Echo/").unwrap_or_default().to_owned();
     match method.as_str() {
         "Unary" | "ServerStream" | "ClientStream" | "Bidi" => {
             let (sender, receiver) = mpsc::channel(1);
             tokio::spawn(async move {
                 // A failed send means that the caller has left; its cancellation is counted by the body's watcher.
-                let _ = call(&method, Messages::new(body), sender).await;
+                let _ = call(&method, Messages::new(body), pause, sender).await;
             });
             response.map(|_| FrameBody::new(receiver).boxed_unsync())
         }
@@ -149,6 +150,7 @@ pub async fn respond(request: Request<Incoming>) -> Response<OriginBody> {
 async fn call(
     method: &str,
     mut messages: Messages<Incoming>,
+    pause: Duration,
     sender: FrameSender,
 ) -> Result<(), mpsc::error::SendError<Result<Frame<Bytes>, Broken>>> {
     let (mut count, mut bytes) = (0_u64, 0_u64);
@@ -165,6 +167,9 @@ async fn call(
             "ServerStream" => {
                 let wanted: u64 = std::str::from_utf8(&message).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0);
                 for n in 1..=wanted {
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
                     sender.send(Ok(Frame::data(frame(n.to_string().as_bytes())))).await?;
                 }
             }
