@@ -1,6 +1,5 @@
 //! What bounds a failing service: circuit breakers reached and released, fast answers when nobody is left, and callers
 //! that do not notice.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     collections::HashSet,

@@ -1,5 +1,4 @@
 //! The CA dies, at the worst moment and for long: no certificate is unrecorded, and traffic goes on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     collections::HashSet,

@@ -1,5 +1,4 @@
 //! An endpoint leaves DNS: what is under way there finishes, what is new goes elsewhere, and its connections close.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 

@@ -1,5 +1,4 @@
 //! Random and truncated byte streams on every port: the sidecar stays up, stays small and still serves.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     cell::Cell,

@@ -1,5 +1,4 @@
 //! Start and stop: nothing is lost, and everything ends.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     net::Ipv4Addr,

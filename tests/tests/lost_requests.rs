@@ -1,6 +1,5 @@
 //! What the end of a connection says about the requests on it: those that were certainly not taken are sent again,
 //! whatever their method; those that may have been, only if they may be repeated.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     sync::{Arc, Mutex},

@@ -1,5 +1,4 @@
 //! What operators and scrapers are told, held against what was really sent.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -28,15 +27,6 @@ use tokio::{
 
 const SOON: Duration = Duration::from_secs(5);
 const REQUESTS: &str = "outrigger_requests_total";
-
-/// Waits until the sum of some series is this; panics beyond it. A counter is a moment behind what the caller has read.
-async fn until(pod: &Pod, name: &str, labels: &[(&str, &str)], wanted: f64) {
-    harness::eventually(&format!("{name} {labels:?} of {} is {wanted}", pod.name), SOON, || async {
-        let now = pod.metric(name, labels).await;
-        if now == wanted { Ok(()) } else { Err(now.to_string()) }
-    })
-    .await;
-}
 
 async fn ask(pod: &Pod, to: SocketAddr, host: &str, h2: bool, path: &str) -> Reply {
     // A POST is not tried again, whatever the answer, so that there is one request for each.
@@ -71,9 +61,9 @@ fn requests_are_counted_by_direction_service_peer_and_status_class() {
             assert_eq!(ask(&other, v4.at(HTTP), &v4.host(), false, "/status/418").await.status, 418);
         }
         let (client, other_id, server) = (id("client"), id("other"), id("server"));
-        until(&pair.client, REQUESTS, &[("direction", "outbound")], 29.0).await;
-        until(&pair.server, REQUESTS, &[("direction", "inbound")], 35.0).await;
-        until(&other, REQUESTS, &[("direction", "outbound")], 6.0).await;
+        pair.client.until_metric(REQUESTS, &[("direction", "outbound")], 29.0).await;
+        pair.server.until_metric(REQUESTS, &[("direction", "inbound")], 35.0).await;
+        other.until_metric(REQUESTS, &[("direction", "outbound")], 6.0).await;
 
         let (ours, theirs) = (pair.client.scrape().await, pair.server.scrape().await);
         for class in ["1xx", "2xx", "3xx", "4xx", "5xx", "none"] {
@@ -124,12 +114,12 @@ async fn callers_leave(at_the_caller: bool) {
             answer.as_mut().unwrap().body_mut().frame().await.unwrap().unwrap();
         }
         println!("h2={h2} {path}");
-        until(pod, "outrigger_requests_in_flight", &direction, 1.0).await;
+        pod.until_metric("outrigger_requests_in_flight", &direction, 1.0).await;
         drop((answer, sending, cut));
-        until(pod, "outrigger_requests_in_flight", &direction, 0.0).await;
+        pod.until_metric("outrigger_requests_in_flight", &direction, 0.0).await;
     }
-    until(pod, REQUESTS, &[direction[0], ("status_class", "none")], 4.0).await;
-    until(pod, REQUESTS, &direction, 4.0).await;
+    pod.until_metric(REQUESTS, &[direction[0], ("status_class", "none")], 4.0).await;
+    pod.until_metric(REQUESTS, &direction, 4.0).await;
 }
 
 #[test]
@@ -149,7 +139,7 @@ fn retries_ejections_and_endpoints_are_counted() {
             "outlier_detection": { "base_ejection_time": "1500ms", "interval": "200ms" } }] });
         let mut shop = Shop::open(Mesh::new(), 2, 5, outlier).await;
         let service = [("service", ORDERS)];
-        until(&shop.client, "outrigger_endpoints", &service, 2.0).await;
+        shop.client.until_metric("outrigger_endpoints", &service, 2.0).await;
         shop.replicas[0].ask("/control/fail/503").await;
         let ask_many = ["--url", "http://orders.mesh:8080/", "--requests", "200", "--connections", "4"];
         harness::shop::assert_none_failed(&shop.client.load(&ask_many).report().await);
@@ -165,10 +155,10 @@ fn retries_ejections_and_endpoints_are_counted() {
             all["endpoints"].as_array().unwrap().iter().map(|e| e["ejections"].as_u64().unwrap()).sum()
         };
         assert_eq!(shown(shop.endpoints(ORDERS).await) as f64, ejections, "/endpoints says the same");
-        until(&shop.client, "outrigger_endpoints_ejected", &service, 1.0).await;
+        shop.client.until_metric("outrigger_endpoints_ejected", &service, 1.0).await;
         shop.replicas[0].ask("/control/ok").await;
-        until(&shop.client, "outrigger_readmissions_total", &service, ejections).await;
-        until(&shop.client, "outrigger_endpoints_ejected", &service, 0.0).await;
+        shop.client.until_metric("outrigger_readmissions_total", &service, ejections).await;
+        shop.client.until_metric("outrigger_endpoints_ejected", &service, 0.0).await;
 
         shop.replicas[0].kill();
         harness::shop::assert_none_failed(&shop.client.load(&ask_many).report().await);
@@ -196,8 +186,8 @@ fn connections_and_opaque_bytes_are_counted_to_the_byte() {
         let ends = [(&pair.client, ("direction", "outbound")), (&pair.server, ("direction", "inbound"))];
         let mtls = ("transport", "mtls");
         for (pod, direction) in ends {
-            until(pod, "outrigger_connections_open", &[direction, mtls], 3.0).await;
-            until(pod, "outrigger_connections_total", &[direction, mtls], 3.0).await;
+            pod.until_metric("outrigger_connections_open", &[direction, mtls], 3.0).await;
+            pod.until_metric("outrigger_connections_total", &[direction, mtls], 3.0).await;
         }
         for (mut client, mut server) in open {
             server.write_all(&pattern::bytes(DOWN)).await.unwrap();
@@ -207,11 +197,15 @@ fn connections_and_opaque_bytes_are_counted_to_the_byte() {
             assert_eq!(all.len(), DOWN);
         }
         for (pod, direction) in ends {
-            until(pod, "outrigger_connections_open", &[direction, mtls], 0.0).await;
-            until(pod, "outrigger_connections_total", &[direction, mtls], 3.0).await;
-            // As the metric's help has it: received from the side that opened the connection, sent to it.
-            until(pod, "outrigger_bytes_total", &[direction, mtls, ("flow", "received")], 3.0 * UP as f64).await;
-            until(pod, "outrigger_bytes_total", &[direction, mtls, ("flow", "sent")], 3.0 * DOWN as f64).await;
+            pod.until_metric("outrigger_connections_open", &[direction, mtls], 0.0).await;
+            pod.until_metric("outrigger_connections_total", &[direction, mtls], 3.0).await;
+            let (received, sent) = if direction.1 == "outbound" { (DOWN, UP) } else { (UP, DOWN) };
+            // The sidecar carries each byte twice: from and to its own workload, and from and to its peer.
+            for (transport, received, sent) in [(mtls, received, sent), (("transport", "workload"), sent, received)] {
+                let flow = |name| [direction, transport, ("flow", name)];
+                pod.until_metric("outrigger_bytes_total", &flow("received"), 3.0 * received as f64).await;
+                pod.until_metric("outrigger_bytes_total", &flow("sent"), 3.0 * sent as f64).await;
+            }
         }
     });
 }
@@ -231,12 +225,18 @@ fn bytes_of_http_are_counted() {
             assert_eq!(pair.client.send(to, h2, get).await.body.len(), DOWN);
         }
         for (pod, direction) in [(&pair.client, "outbound"), (&pair.server, "inbound")] {
-            for (flow, sent) in [("received", 2 * UP), ("sent", 2 * DOWN)] {
-                let labels = [("direction", direction), ("transport", "mtls"), ("flow", flow)];
-                let counted = pod.metric("outrigger_bytes_total", &labels).await;
-                // The bodies, and at most a twentieth for heads and frames.
-                let right = sent as f64..sent as f64 * 1.05;
-                assert!(right.contains(&counted), "{labels:?}: {counted}, not in {right:?}");
+            for transport in ["mtls", "workload"] {
+                // From the callee's point of view on the side that is called, from the caller's on the other.
+                let called = (direction == "inbound") == (transport == "mtls");
+                for (flow, sent) in
+                    [("received", if called { UP } else { DOWN }), ("sent", if called { DOWN } else { UP })]
+                {
+                    let labels = [("direction", direction), ("transport", transport), ("flow", flow)];
+                    let counted = pod.metric("outrigger_bytes_total", &labels).await;
+                    // The bodies, and at most a twentieth for heads and frames.
+                    let right = 2.0 * sent as f64..2.1 * sent as f64;
+                    assert!(right.contains(&counted), "{labels:?}: {counted}, not in {right:?}");
+                }
             }
             let mtls = [("direction", direction), ("transport", "mtls")];
             let connections = pod.metric("outrigger_connections_total", &mtls).await;
@@ -263,12 +263,13 @@ fn refusals_are_counted_on_both_sides() {
         let failed = pair.client.metric("outrigger_tls_failures_total", &ours).await;
         assert!(failed >= 1.0);
         let theirs = [("direction", "inbound"), ("reason", "refused_wrong_name")];
-        until(&pair.server, "outrigger_tls_failures_total", &theirs, failed).await;
-        until(&pair.server, "outrigger_tls_failures_total", &[], failed).await;
-        until(&pair.client, "outrigger_errors_total", &[("direction", "outbound"), ("reason", "tls_failed")], 1.0)
+        pair.server.until_metric("outrigger_tls_failures_total", &theirs, failed).await;
+        pair.server.until_metric("outrigger_tls_failures_total", &[], failed).await;
+        pair.client
+            .until_metric("outrigger_errors_total", &[("direction", "outbound"), ("reason", "tls_failed")], 1.0)
             .await;
         let class = [("direction", "outbound"), ("service", "orders4.mesh"), ("status_class", "5xx")];
-        until(&pair.client, REQUESTS, &class, 1.0).await;
+        pair.client.until_metric(REQUESTS, &class, 1.0).await;
 
         let outside = pair.mesh.pod("outside");
         for _ in 0..3 {
@@ -278,9 +279,9 @@ fn refusals_are_counted_on_both_sides() {
         opaque.write_all(b"\0\x01").await.unwrap();
         assert!(timeout(SOON, opaque.read(&mut [0; 1])).await.unwrap().is_err());
         let refused = [("direction", "inbound"), ("reason", "mesh_only")];
-        until(&pair.server, "outrigger_errors_total", &refused, 4.0).await;
+        pair.server.until_metric("outrigger_errors_total", &refused, 4.0).await;
         let nobody = [("direction", "inbound"), ("peer", ""), ("status_class", "4xx")];
-        until(&pair.server, REQUESTS, &nobody, 3.0).await;
+        pair.server.until_metric(REQUESTS, &nobody, 3.0).await;
     });
 }
 
@@ -299,7 +300,7 @@ fn the_operators_view_is_complete_and_holds_no_secret() {
         let _sidecar = Sidecar::start(&mesh, &pod, config).await;
         let _origin = pod.serve(&["--http", "8080"]).await;
         assert_eq!(pod.get(pod.at4(8080), "orders.mesh:8080", "/").await.status, 200);
-        until(&pod, "outrigger_endpoints", &[("service", ORDERS)], 2.0).await;
+        pod.until_metric("outrigger_endpoints", &[("service", ORDERS)], 2.0).await;
         // Names that callers make up, and paths, are in no label.
         pod.get((Ipv4Addr::LOCALHOST, 15020).into(), "made-up.example", "/made-up-path").await;
         let _ = pod.try_get(outside.at4(8080), "made-up.example", "/made-up-path").await;

@@ -1,6 +1,5 @@
 //! What the configuration can change about where a connection goes and how: services without a sidecar, static
 //! endpoints, destinations that are nobody's, opaque services; and what works with hardly any configuration.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     net::SocketAddr,

@@ -1,5 +1,4 @@
 //! Every protocol through both sidecars, over IPv4 and IPv6.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     io,

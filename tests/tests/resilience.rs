@@ -1,5 +1,4 @@
 //! What the callers see when replicas and DNS fail.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
 //! What is sent again, what is not, whole, and elsewhere.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     collections::HashSet,

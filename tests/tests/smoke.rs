@@ -1,5 +1,4 @@
 //! The harness itself, without a sidecar: what is wrong here is wrong with the tests, not with the product.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     net::IpAddr,

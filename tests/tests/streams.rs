@@ -1,6 +1,5 @@
 //! Long streams: who hears of a cancellation and of a deadline, trailers of requests, a gibibyte without HTTP, and
 //! receivers that are slower than their senders.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::{Duration, Instant};
 

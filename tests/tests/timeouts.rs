@@ -1,5 +1,4 @@
 //! Every timeout: what ends, after how long, and in which words.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,5 @@
 //! Roots and trust domains that do not fit, between two real sidecars: who is told what, and how it is healed without a
 //! restart.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
 

@@ -107,4 +107,14 @@ impl Pod {
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.scrape().await.sum(name, labels)
     }
+
+    /// Waits until the sum of some series is this. A counter is a moment behind what a caller has read.
+    pub async fn until_metric(&self, name: &str, labels: &[(&str, &str)], wanted: f64) {
+        let what = format!("{name} {labels:?} of {} is {wanted}", self.name);
+        super::eventually(&what, std::time::Duration::from_secs(5), || async {
+            let now = self.metric(name, labels).await;
+            if now == wanted { Ok(()) } else { Err(now.to_string()) }
+        })
+        .await;
+    }
 }

@@ -1,0 +1,19 @@
+//! One program, because what they share takes longer to link than most of them to run.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod breakers;
+mod ca;
+mod drain;
+mod hostile;
+mod identity;
+mod lifecycle;
+mod lost_requests;
+mod metrics;
+mod modes;
+mod protocols;
+mod resilience;
+mod retries;
+mod smoke;
+mod streams;
+mod timeouts;
+mod trust;
