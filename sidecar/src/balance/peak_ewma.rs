@@ -17,6 +17,10 @@ const SEED: f64 = 0.030;
 /// An endpoint with nothing under way gets cheaper with time, so that one that was slow, or is new, is tried again: a
 /// new one at once. As soon as it has a request under way it costs its full price again (what was measured, or the
 /// seed), so it is probed by one request at a time and never looks free to a burst.
+///
+/// One that has gone silent must not live on its reputation: while requests are under way and none ends, it is taken to
+/// be as slow as that has lasted, up to the seed. No further, or a request that is long by design, as a long poll,
+/// would keep all others from its endpoint.
 #[derive(Debug)]
 pub struct PeakEwma {
     /// Seconds, as of `updated`.
@@ -25,17 +29,28 @@ pub struct PeakEwma {
     /// Whether `latency` comes from a request; else it is the seed.
     measured: Cell<bool>,
     in_flight: Cell<u32>,
+    /// When a request last ended or, if nothing was under way then, the first one began.
+    silent_since: Cell<Instant>,
 }
 
 impl PeakEwma {
     /// A new endpoint.
     pub fn new(now: Instant) -> Self {
-        Self { latency: Cell::new(SEED), updated: Cell::new(now), measured: Cell::new(false), in_flight: Cell::new(0) }
+        Self {
+            latency: Cell::new(SEED),
+            updated: Cell::new(now),
+            measured: Cell::new(false),
+            in_flight: Cell::new(0),
+            silent_since: Cell::new(now),
+        }
     }
 
     /// A request goes to the endpoint.
-    pub fn begin(&self) {
-        self.in_flight.set(self.in_flight.get() + 1);
+    pub fn begin(&self, now: Instant) {
+        let before = self.in_flight.replace(self.in_flight.get() + 1);
+        if before == 0 {
+            self.silent_since.set(now);
+        }
     }
 
     /// A request that began has ended. `rtt` is the time to the response head; `None` where it says nothing about how
@@ -43,6 +58,7 @@ impl PeakEwma {
     /// refusal does not make a dead endpoint the most attractive one.
     pub fn end(&self, now: Instant, rtt: Option<Duration>) {
         self.in_flight.set(self.in_flight.get().saturating_sub(1));
+        self.silent_since.set(now);
         // Even an end that says nothing takes away the privilege of the unknown, to be tried before all others.
         let first = !self.measured.replace(true);
         let Some(rtt) = rtt.map(|d| d.as_secs_f64()) else { return };
@@ -65,8 +81,9 @@ impl PeakEwma {
     pub fn latency(&self, now: Instant) -> f64 {
         let latency = self.latency.get();
         if self.in_flight.get() > 0 {
+            let silence = now.saturating_duration_since(self.silent_since.get()).as_secs_f64();
             // A long stream must not freeze an old peak for ever, nor let the price fall below what is plausible.
-            return (latency * self.decay(now)).max(latency.min(SEED));
+            return (latency * self.decay(now)).max(latency.max(silence).min(SEED));
         }
         if self.measured.get() { latency * self.decay(now) } else { 0.0 }
     }
@@ -94,7 +111,7 @@ mod tests {
     }
 
     fn serve(ewma: &PeakEwma, rtt: Duration) {
-        ewma.begin();
+        ewma.begin(Instant::now());
         ewma.end(Instant::now(), Some(rtt));
     }
 
@@ -124,7 +141,7 @@ mod tests {
     async fn requests_under_way_multiply_the_cost() {
         let ewma = PeakEwma::new(Instant::now());
         serve(&ewma, ms(10));
-        (0..4).for_each(|_| ewma.begin());
+        (0..4).for_each(|_| ewma.begin(Instant::now()));
         assert_eq!(ewma.in_flight(), 4);
         assert!(close(ewma.load(Instant::now()), 0.050));
         (0..4).for_each(|_| ewma.end(Instant::now(), None));
@@ -137,7 +154,7 @@ mod tests {
         let (fresh, known) = (PeakEwma::new(Instant::now()), PeakEwma::new(Instant::now()));
         serve(&known, ms(2));
         assert!(fresh.load(Instant::now()) < known.load(Instant::now()), "it is tried");
-        fresh.begin();
+        fresh.begin(Instant::now());
         assert!(close(fresh.load(Instant::now()), 0.060), "and costs the seed until its first answer");
         assert!(fresh.load(Instant::now()) > known.load(Instant::now()));
     }
@@ -157,15 +174,29 @@ mod tests {
             assert!(waited < 90, "never probed again");
         }
         assert!(waited > 30, "but not at once: after {waited} s");
-        slow.begin();
+        slow.begin(Instant::now());
         assert!(slow.load(Instant::now()) >= 2.0 * SEED * 0.99, "one probe under way, and it is no bargain");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_gone_silent_does_not_live_on_its_reputation() {
+        let ewma = PeakEwma::new(Instant::now());
+        serve(&ewma, ms(1));
+        (0..3).for_each(|_| ewma.begin(Instant::now()));
+        assert!(close(ewma.load(Instant::now()), 0.004));
+        advance(ms(10)).await;
+        assert!(close(ewma.load(Instant::now()), 0.040), "10 ms without an answer");
+        advance(Duration::from_secs(60)).await;
+        assert!(close(ewma.load(Instant::now()), 4.0 * SEED), "a long poll does not make it unusable");
+        ewma.end(Instant::now(), Some(ms(1)));
+        assert!(close(ewma.load(Instant::now()), 0.003), "an answer, and it has its reputation back");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_stays_open_does_not_keep_an_old_peak_for_ever() {
         let ewma = PeakEwma::new(Instant::now());
         serve(&ewma, ms(5_000));
-        ewma.begin();
+        ewma.begin(Instant::now());
         advance(Duration::from_secs(120)).await;
         assert!(close(ewma.load(Instant::now()), 2.0 * SEED), "down to the seed, no further");
     }
@@ -173,7 +204,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_end_that_says_nothing_takes_away_the_privilege_of_the_unknown() {
         let ewma = PeakEwma::new(Instant::now());
-        ewma.begin();
+        ewma.begin(Instant::now());
         ewma.end(Instant::now(), None);
         assert!(close(ewma.load(Instant::now()), SEED));
     }

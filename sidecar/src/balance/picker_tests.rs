@@ -45,7 +45,7 @@ impl World {
         let server = |(id, (weight, priority))| {
             let (available, looked) = (Cell::new(true), Rc::clone(&looked));
             let server = Server { id, ewma: PeakEwma::new(now), weight, priority, available, looked };
-            server.ewma.begin();
+            server.ewma.begin(Instant::now());
             server.ewma.end(now, Some(Duration::from_millis(5)));
             Rc::new(server)
         };
@@ -106,7 +106,7 @@ fn busy_endpoints_of_the_same_speed_share_by_weight_too() {
         let mut counts = vec![0.0; weights.len()];
         for _ in 0..100_000 {
             let id = world.pick();
-            world.server(id).ewma.begin();
+            world.server(id).ewma.begin(Instant::now());
             counts[id] += 1.0 / 100_000.0;
             under_way.push_back(id);
             if under_way.len() > 200 {
@@ -126,7 +126,7 @@ fn a_faster_canary_never_gets_more_than_twice_its_weight() {
     seeded();
     let world = World::new(50, [(99, 0), (1, 0)]);
     let canary = &world.server(1).ewma;
-    canary.begin();
+    canary.begin(Instant::now());
     canary.end(world.now + Duration::from_secs(60), Some(Duration::from_millis(1)));
     let share = world.shares(100_000)[&1];
     assert!(share > 0.0115 && share < 0.02, "{share}");
@@ -136,10 +136,10 @@ fn a_faster_canary_never_gets_more_than_twice_its_weight() {
 fn the_slower_of_two_is_avoided_and_the_busier_too() {
     seeded();
     let world = World::equal(50, 2);
-    world.server(0).ewma.begin();
+    world.server(0).ewma.begin(Instant::now());
     world.server(0).ewma.end(world.now, Some(Duration::from_millis(50)));
     assert!((0..100).all(|_| world.pick() == 1), "ten times slower");
-    (0..40).for_each(|_| world.server(1).ewma.begin());
+    (0..40).for_each(|_| world.server(1).ewma.begin(Instant::now()));
     assert!((0..100).all(|_| world.pick() == 0), "forty times busier");
 }
 
@@ -147,7 +147,7 @@ fn the_slower_of_two_is_avoided_and_the_busier_too() {
 fn a_late_wake_up_takes_no_endpoint_out_of_use() {
     seeded();
     let world = World::equal(50, 3);
-    world.server(0).ewma.begin();
+    world.server(0).ewma.begin(Instant::now());
     world.server(0).ewma.end(world.now, Some(Duration::from_millis(9)));
     let share = world.shares(10_000)[&0];
     assert!(share > 0.2, "5 ms against 9 ms left it {share}");
@@ -157,7 +157,7 @@ fn a_late_wake_up_takes_no_endpoint_out_of_use() {
 fn one_slow_endpoint_of_ten_gets_next_to_nothing() {
     seeded();
     let world = World::equal(50, 10);
-    world.server(3).ewma.begin();
+    world.server(3).ewma.begin(Instant::now());
     world.server(3).ewma.end(world.now, Some(Duration::from_secs(1)));
     assert_eq!(world.shares(10_000).get(&3), None, "of two candidates the other one is always cheaper");
 }
