@@ -21,6 +21,8 @@ use hickory_resolver::{
     system_conf::parse_resolv_conf,
 };
 
+use tokio::time::Instant;
+
 use super::{DiscoveryError, EndpointAddress, Target, system::FromFile};
 use crate::config::{DnsConfig, EndpointSource};
 
@@ -51,14 +53,53 @@ pub(super) struct Failure {
     pub(super) endpoints: Option<Vec<EndpointAddress>>,
 }
 
-/// The last good answers, by name, for what fails later.
+/// The last good answers: each is believed for its own TTL, and stands in for what fails later.
 #[derive(Default)]
-pub(super) struct Known(HashMap<Name, Families>);
+pub(super) struct Known {
+    srv: Kept<SRV>,
+    addresses: HashMap<Name, Families>,
+}
+
+impl Known {
+    /// Everything is to be asked for again, whatever its TTL.
+    pub(super) fn expire(&mut self) {
+        self.srv.until = None;
+        for families in self.addresses.values_mut() {
+            (families.v4.until, families.v6.until) = (None, None);
+        }
+    }
+}
 
 #[derive(Default, Clone)]
 struct Families {
-    v4: Vec<IpAddr>,
-    v6: Vec<IpAddr>,
+    v4: Kept<IpAddr>,
+    v6: Kept<IpAddr>,
+}
+
+/// The records of one name and type.
+#[derive(Clone)]
+struct Kept<T> {
+    records: Vec<T>,
+    /// Not to be asked for again before that.
+    until: Option<Instant>,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self { records: Vec::new(), until: None }
+    }
+}
+
+impl<T> Kept<T> {
+    /// What is left of the TTL.
+    fn left(&self) -> Option<Duration> {
+        self.until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    }
+
+    fn keep(&mut self, records: Vec<T>, ttl: Duration) {
+        self.records = records;
+        self.until = Instant::now().checked_add(ttl);
+    }
 }
 
 /// The addresses of one name.
@@ -78,6 +119,7 @@ pub(super) struct Dns {
     resolver: Source,
     hosts: FromFile<Arc<Hosts>>,
     timeout: Duration,
+    max_ttl: Duration,
 }
 
 enum Source {
@@ -118,10 +160,10 @@ impl Dns {
         };
         // A machine without /etc/hosts is in order.
         let hosts = FromFile::new(hosts, parse, |_| Ok::<_, DiscoveryError>(Arc::default()))?;
-        Ok(Self { resolver, hosts, timeout })
+        Ok(Self { resolver, hosts, timeout, max_ttl: config.max_ttl.get() })
     }
 
-    /// Looks a target up. `known` are the last good answers, and is brought up to date.
+    /// Looks a target up, as far as `known` has outlived its TTLs, and brings that up to date.
     pub(super) async fn look_up(&self, target: &Target, known: &mut Known) -> Answer {
         match &target.source {
             EndpointSource::Dns(host) => match name(host.as_str()) {
@@ -142,7 +184,7 @@ impl Dns {
     }
 
     async fn look_up_host(&self, name: Name, port: u16, known: &mut Known) -> Answer {
-        let found = self.addresses(&name, known.0.entry(name.clone()).or_default()).await;
+        let found = self.addresses(&name, known.addresses.entry(name.clone()).or_default()).await;
         let endpoints: Vec<_> = found.ips.iter().map(|ip| EndpointAddress::plain(SocketAddr::new(*ip, port))).collect();
         match (found.error, found.ttl) {
             (error, Some(ttl)) if found.found => Answer::Found { endpoints, ttl, partial: error.is_some() },
@@ -154,24 +196,29 @@ impl Dns {
     /// RFC 2782. Addresses of the targets are looked up rather than taken from the additional section, which a server
     /// fills as it likes and cuts off as it must.
     async fn look_up_srv(&self, name: Name, known: &mut Known) -> Answer {
-        let (records, mut ttl) = match self.query(&name, RecordType::SRV).await {
-            Reply::Records { data, ttl } => (data, ttl),
-            Reply::Empty { ttl, .. } => {
-                known.0.clear();
-                return Answer::Empty { ttl };
-            }
-            Reply::Failed(error) => return failed(error),
+        let mut ttl = match known.srv.left() {
+            Some(left) => left,
+            None => match self.query(&name, RecordType::SRV).await {
+                Reply::Records { data, ttl } => {
+                    let records =
+                        data.into_iter().filter_map(|d| if let RData::SRV(srv) = d { Some(srv) } else { None });
+                    // "A Target of "." means that the service is decidedly not available at this domain."
+                    let records = records.filter(|srv| !srv.target.is_root()).take(MAX_SRV_TARGETS).collect();
+                    known.srv.keep(records, ttl);
+                    ttl
+                }
+                Reply::Empty { ttl, .. } => {
+                    *known = Known::default();
+                    return Answer::Empty { ttl };
+                }
+                Reply::Failed(error) => return failed(error),
+            },
         };
-        let mut records: Vec<SRV> =
-            records.into_iter().filter_map(|d| if let RData::SRV(srv) = d { Some(srv) } else { None }).collect();
-        // "A Target of "." means that the service is decidedly not available at this domain."
-        records.retain(|srv| !srv.target.is_root());
-        records.truncate(MAX_SRV_TARGETS);
-
+        let records = &known.srv.records;
         let mut names: Vec<Name> = records.iter().map(|srv| srv.target.clone()).collect();
         names.sort_unstable();
         names.dedup();
-        let mut kept: HashMap<Name, Families> = std::mem::take(&mut known.0);
+        let mut kept: HashMap<Name, Families> = std::mem::take(&mut known.addresses);
         let look_ups = names.into_iter().map(|name| {
             let mut families = kept.get(&name).cloned().unwrap_or_default();
             async move {
@@ -194,7 +241,7 @@ impl Dns {
             ips.insert(name.clone(), found.ips);
             kept.insert(name, families);
         }
-        known.0 = kept;
+        known.addresses = kept;
         let endpoints: Vec<_> = records
             .iter()
             .flat_map(|srv| {
@@ -213,36 +260,57 @@ impl Dns {
         }
     }
 
-    /// A and AAAA of a name. `known` are the last good ones of each family, and is brought up to date.
+    /// A and AAAA of a name, as far as `known` has outlived its TTLs, which is brought up to date.
     async fn addresses(&self, name: &Name, known: &mut Families) -> Addresses {
-        let (v4, v6) = tokio::join!(self.query(name, RecordType::A), self.query(name, RecordType::AAAA));
+        let (v4, v6) =
+            tokio::join!(self.family(name, RecordType::A, &known.v4), self.family(name, RecordType::AAAA, &known.v6));
         let mut all = Addresses { ips: Vec::new(), ttl: None, found: false, nonexistent: false, error: None };
         for (reply, last) in [(v4, &mut known.v4), (v6, &mut known.v6)] {
-            let (ips, ttl) = match reply {
-                Reply::Records { data, ttl } => (data.iter().filter_map(RData::ip_addr).collect(), ttl),
-                Reply::Empty { ttl, nonexistent } => {
-                    all.nonexistent |= nonexistent;
-                    (Vec::new(), ttl)
+            let ttl = match reply {
+                Asked::Still { left } => left,
+                Asked::Anew(Reply::Records { data, ttl }) => {
+                    last.keep(data.iter().filter_map(RData::ip_addr).collect(), ttl);
+                    ttl
                 }
-                Reply::Failed(error) => {
+                Asked::Anew(Reply::Empty { ttl, nonexistent }) => {
+                    all.nonexistent |= nonexistent;
+                    last.keep(Vec::new(), ttl);
+                    ttl
+                }
+                Asked::Anew(Reply::Failed(error)) => {
                     all.error = all.error.or(Some(error));
                     continue;
                 }
             };
-            all.found |= !ips.is_empty();
+            all.found |= !last.records.is_empty();
             all.ttl = Some(all.ttl.map_or(ttl, |other| other.min(ttl)));
-            *last = ips;
         }
         if all.nonexistent && !all.found {
             // The name does not exist, whatever became of the other query.
             *known = Families::default();
             all.error = None;
         }
-        all.ips = [&known.v4[..], &known.v6[..]].concat();
+        all.ips = [&known.v4.records[..], &known.v6.records[..]].concat();
         all
     }
 
+    async fn family(&self, name: &Name, kind: RecordType, known: &Kept<IpAddr>) -> Asked {
+        match known.left() {
+            Some(left) => Asked::Still { left },
+            None => Asked::Anew(self.query(name, kind).await),
+        }
+    }
+
+    /// Asks, and gives a TTL of no more than `dns.max_ttl`.
     async fn query(&self, name: &Name, kind: RecordType) -> Reply {
+        match self.reply(name, kind).await {
+            Reply::Records { data, ttl } => Reply::Records { data, ttl: ttl.min(self.max_ttl) },
+            Reply::Empty { ttl, nonexistent } => Reply::Empty { ttl: ttl.min(self.max_ttl), nonexistent },
+            Reply::Failed(error) => Reply::Failed(error),
+        }
+    }
+
+    async fn reply(&self, name: &Name, kind: RecordType) -> Reply {
         if let Some(reply) = self.hosts_entry(name, kind) {
             return reply;
         }
@@ -283,6 +351,15 @@ impl Dns {
             None => entry(other).map(|_| Reply::Empty { ttl: HOSTS_TTL, nonexistent: false }),
         }
     }
+}
+
+/// What is known of one family of a name.
+enum Asked {
+    /// What was known, for so long.
+    Still {
+        left: Duration,
+    },
+    Anew(Reply),
 }
 
 /// What one query came to.

@@ -87,7 +87,10 @@ pub(super) async fn run(inner: Arc<Inner>, target: Target, watched: Watched) {
                     }
                 }
                 () = sleep_until(next) => break,
-                () = watched.hint.notified(), if failures == 0 => next = next.min(started + HINT_INTERVAL),
+                () = watched.hint.notified(), if failures == 0 => {
+                    known.expire();
+                    next = next.min(started + HINT_INTERVAL);
+                }
             }
         }
     }

@@ -105,12 +105,13 @@ async fn the_ttl_decides_when_a_name_is_looked_up_again() {
     let mut watch = discovery.watch(dns("orders.mesh"));
     watch.resolved().await;
     let resolved = Instant::now();
-    server.v4(NAME, 1, &["10.0.0.9"]);
+    server.set(NAME, A, Script::Records(1, addresses(&["10.0.0.9"])));
     stays(&mut watch, Duration::from_millis(900)).await;
     assert_eq!(server.asked(NAME, A), 1, "the TTL of the first answer is not over");
-    until(&mut watch, |s| listed(s) == ["10.0.0.9:8080"]).await;
+    until(&mut watch, |s| listed(s) == ["10.0.0.9:8080", "[fd00::1]:8080"]).await;
     let after = resolved.elapsed();
     assert!(after < Duration::from_millis(1_300), "the lesser TTL of both families and a tenth, not {after:?}");
+    assert_eq!(server.asked(NAME, AAAA), 1, "each family has its own TTL");
 }
 
 #[tokio::test]
@@ -311,15 +312,21 @@ async fn an_srv_target_of_a_dot_means_decidedly_not_here() {
 }
 
 #[tokio::test]
-async fn the_least_ttl_of_srv_records_and_targets_counts() {
+async fn srv_records_and_their_targets_have_their_own_ttls() {
     for (records, targets) in [(0, 300), (300, 0)] {
         let (server, discovery) = world().await;
         server.set(SRV_NAME, SRV, Script::Records(records, vec![srv(0, 1, 9000, "a.mesh.")]));
         server.v4("a.mesh.", targets, &["10.0.0.1"]);
         let mut watch = discovery.watch(srv_target());
         watch.resolved().await;
+        server.set(SRV_NAME, SRV, Script::Records(records, vec![srv(0, 1, 9001, "a.mesh.")]));
         server.v4("a.mesh.", targets, &["10.0.0.2"]);
-        until(&mut watch, |s| listed(s) == ["10.0.0.2:9000"]).await;
+        let moved = if records == 0 { "10.0.0.1:9001" } else { "10.0.0.2:9000" };
+        until(&mut watch, |s| listed(s) == [moved]).await;
+        let long = if records == 0 { server.asked("a.mesh.", A) } else { server.asked(SRV_NAME, SRV) };
+        assert_eq!(long, 1, "what has a TTL of 300 s is asked for once");
+        watch.re_resolve();
+        until(&mut watch, |s| listed(s) == ["10.0.0.2:9001"]).await;
     }
 }
 
