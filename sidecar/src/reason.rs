@@ -38,6 +38,9 @@ pub enum Reason {
     NotAllowed,
     /// The application refused the connection of its own sidecar.
     ApplicationUnreachable,
+    /// The application said that it did not look at the request: REFUSED_STREAM, or a GOAWAY that names an earlier one
+    /// (RFC 9113 section 8.7).
+    ApplicationRefused,
     /// The application ended the connection before its response was complete.
     ApplicationReset,
     /// The request cannot be understood or forwarded.
@@ -74,6 +77,7 @@ impl Reason {
             Self::MeshOnly => "mesh_only",
             Self::NotAllowed => "not_allowed",
             Self::ApplicationUnreachable => "application_unreachable",
+            Self::ApplicationRefused => "application_refused",
             Self::ApplicationReset => "application_reset",
             Self::BadRequest => "bad_request",
             Self::Loop => "loop",
@@ -105,6 +109,7 @@ impl Reason {
             | Self::NoCertificate
             | Self::CircuitOpen
             | Self::ApplicationUnreachable
+            | Self::ApplicationRefused
             | Self::Overload
             | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -136,6 +141,7 @@ impl Reason {
             Self::CircuitOpen => "the service's circuit_breakers, and who sends this much",
             Self::MeshOnly => "call through a sidecar, or set inbound.mode or a port of inbound.ports to permissive",
             Self::NotAllowed => "inbound.allow of the called workload",
+            Self::ApplicationRefused => "is the application being stopped, or beyond its own limit of streams?",
             Self::ApplicationUnreachable => "is the application listening on this port, on more than loopback?",
             Self::Loop => "dial the application's port, not the sidecar's",
             Self::Overload => "inbound.max_connections and outbound.max_connections",
@@ -147,6 +153,8 @@ impl Reason {
 
     /// Whether the sidecar knows that the application never saw the request, so that any method may be tried again.
     pub fn unprocessed(code: &[u8]) -> bool {
-        [Self::ApplicationUnreachable, Self::Overload, Self::Draining].iter().any(|r| r.code().as_bytes() == code)
+        [Self::ApplicationUnreachable, Self::ApplicationRefused, Self::Overload, Self::Draining]
+            .iter()
+            .any(|r| r.code().as_bytes() == code)
     }
 }

@@ -17,7 +17,7 @@ use hyper::{HeaderMap, body::Incoming};
 use tokio::time::{Instant, Sleep};
 
 use super::{
-    client::Exchange,
+    exchange::Exchange,
     reply::{grpc_status, own_words},
     tunnel::TunnelBody,
 };
@@ -118,6 +118,8 @@ struct Source {
     ended: bool,
     failed: bool,
     overflowed: bool,
+    /// All that came was taken, and more is to come.
+    starves: bool,
     reader: u32,
     activity: Rc<Activity>,
 }
@@ -137,6 +139,7 @@ impl ReplaySource {
             ended: false,
             failed: false,
             overflowed: false,
+            starves: false,
             reader: 0,
             activity,
         })))
@@ -146,6 +149,11 @@ impl ReplaySource {
     pub fn can_replay(&self) -> bool {
         let source = self.0.borrow();
         !source.overflowed && !source.failed
+    }
+
+    /// Whether who reads it waits for more to come.
+    pub fn starves(&self) -> bool {
+        self.0.borrow().starves
     }
 
     /// Whether the connection that the body comes from broke.
@@ -187,7 +195,9 @@ impl Replay {
             self.finished = true;
             return Poll::Ready(source.trailers.clone().map(|t| Ok(Frame::trailers(t))));
         }
-        let frame = match ready!(Pin::new(&mut source.incoming).poll_frame(cx)) {
+        let polled = Pin::new(&mut source.incoming).poll_frame(cx);
+        source.starves = polled.is_pending();
+        let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
             Some(Err(e)) => {
                 source.failed = true;
@@ -282,7 +292,8 @@ impl Watched {
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.activity.touch();
-                if frame.is_trailers() {
+                // Who knows the length does not ask for more once it is there.
+                if frame.is_trailers() || self.incoming.size_hint().exact() == Some(0) {
                     self.exchange.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))

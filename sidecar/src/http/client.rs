@@ -1,14 +1,14 @@
 //! Client connections: HTTP/2 ones that many requests share, HTTP/1.1 ones that are lent to one at a time.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     fmt,
     future::Future,
     rc::Rc,
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1, http2},
@@ -29,7 +29,6 @@ use crate::{
     resilience::Permit,
     telemetry::{ConnectionMetrics, RequestMetrics},
     tls,
-    worker::Busy,
 };
 
 /// A stream may hold this much unread; a connection eight times that, so that one slow reader cannot stop the others
@@ -69,68 +68,13 @@ impl fmt::Display for ConnectError {
     }
 }
 
-/// What an exchange holds until its end.
-#[derive(Debug, Default)]
-pub struct Held {
-    /// The share of a multiplexed connection.
-    pub slot: Option<StreamSlot>,
-    /// The place among the service's requests.
-    pub permit: Option<Permit>,
-    /// Keeps the worker from ending while it drains.
-    pub busy: Option<Busy>,
-}
-
-/// A request with its response, counted once, however it ends.
-#[derive(Debug)]
-pub struct Exchange {
-    metrics: Rc<RequestMetrics>,
-    started: Instant,
-    status: StatusCode,
-    finished: Cell<bool>,
-    held: RefCell<Held>,
-}
-
-impl Exchange {
-    /// An exchange that began at `started` and whose response has `status`. `metrics.begin` was called.
-    pub fn new(metrics: Rc<RequestMetrics>, started: Instant, status: StatusCode, held: Held) -> Self {
-        Self { metrics, started, status, finished: Cell::new(false), held: RefCell::new(held) }
-    }
-
-    /// The response is complete.
-    pub fn finish(&self) {
-        self.end(Some(self.status));
-    }
-
-    /// The response broke off.
-    pub fn broke(&self) {
-        self.end(None);
-    }
-
-    /// Whether the end was counted.
-    pub fn is_finished(&self) -> bool {
-        self.finished.get()
-    }
-
-    fn end(&self, status: Option<StatusCode>) {
-        if !self.finished.replace(true) {
-            self.metrics.end(status, self.started.elapsed());
-            self.held.take();
-        }
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        self.broke();
-    }
-}
-
 /// An HTTP/2 connection that requests share.
 #[derive(Debug)]
 pub struct H2Connection {
     sender: RefCell<http2::SendRequest<Body>>,
     streams: Cell<usize>,
     closed: Cell<bool>,
+    refusal: Rc<OnceCell<ConnectError>>,
     metrics: Rc<RequestMetrics>,
 }
 
@@ -138,6 +82,11 @@ impl H2Connection {
     /// The metrics of requests to this service and this peer.
     pub fn metrics(&self) -> &Rc<RequestMetrics> {
         &self.metrics
+    }
+
+    /// Why the peer did not take the connection after all, and so none of its requests.
+    pub fn refusal(&self) -> Option<&ConnectError> {
+        self.refusal.get()
     }
 
     fn is_usable(&self) -> bool {
@@ -189,6 +138,8 @@ pub struct H2Pool {
 pub struct Made<IO> {
     /// The connection's bytes.
     pub io: IO,
+    /// Filled where the peer refuses the connection only after its handshake.
+    pub refusal: Rc<OnceCell<ConnectError>>,
     /// The metrics of its requests.
     pub requests: Rc<RequestMetrics>,
     /// The metrics of the connection itself.
@@ -262,6 +213,7 @@ impl H2Pool {
             sender: RefCell::new(sender),
             streams: Cell::new(0),
             closed: Cell::new(false),
+            refusal: made.refusal,
             metrics: made.requests,
         });
         self.connections.borrow_mut().push(Rc::clone(&connection));
@@ -378,4 +330,19 @@ where
         drop(made.permit);
     });
     Ok(sender)
+}
+
+/// Whether the other side certainly did nothing with the request: it never left, or RFC 9113 section 8.7 says so of a
+/// refused stream and of one above the last that GOAWAY names.
+pub fn unprocessed(error: &hyper::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(e) = source {
+        if let Some(h2) = e.downcast_ref::<h2::Error>() {
+            let refused = h2.is_reset() && h2.is_remote() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let gone = h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR);
+            return refused || gone;
+        }
+        source = e.source();
+    }
+    error.is_canceled()
 }

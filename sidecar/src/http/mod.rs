@@ -3,6 +3,7 @@
 mod bad_head;
 pub mod body;
 pub mod client;
+pub mod exchange;
 pub mod headers;
 pub mod reply;
 pub mod server;

@@ -7,11 +7,10 @@ use http::{
     header::{HOST, UPGRADE},
     request::Parts,
 };
-use hyper::body::Incoming;
+use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::spawn_local,
-    time::Instant,
 };
 
 use super::{application::Pools, caller::Caller};
@@ -19,7 +18,8 @@ use crate::{
     http::{
         Body,
         body::{Activity, ReplaySource, Watched},
-        client::{ConnectError, Exchange, H1Sender, Held, Made, start_h1},
+        client::{ConnectError, H1Sender, Made, start_h1, unprocessed},
+        exchange::{Exchange, Held},
         headers,
         reply::{is_grpc, reply},
         server, tunnel,
@@ -98,22 +98,27 @@ pub(super) async fn serve_http1<IO>(
     }
 }
 
-async fn handle(peer: Rc<Peer>, request: Request<Incoming>) -> Response<Body> {
-    let started = Instant::now();
-    let grpc = is_grpc(request.headers());
-    peer.metrics.begin();
-    if let Err((reason, detail)) = peer.caller.authorize(&request, peer.destination) {
-        tracing::warn!(reason = reason.code(), "{detail}");
-        return peer.refuse(started, reason, &detail, grpc);
-    }
+async fn handle(peer: Rc<Peer>, mut request: Request<Incoming>) -> Response<Body> {
     let held = Held { busy: Some(peer.worker.busy()), ..Held::default() };
-    match peer.call(started, held, request).await {
-        Ok(response) => response,
-        Err(e) => {
-            tracing::debug!(reason = e.reason.code(), "{e}");
-            peer.refuse(started, e.reason, &e.message, grpc)
+    let exchange = Exchange::begin(Rc::clone(&peer.metrics), held);
+    let grpc = is_grpc(request.headers());
+    let client = hyper::upgrade::on(&mut request);
+    let refused = match peer.caller.authorize(&request, peer.destination) {
+        Ok(()) => match peer.ask(request).await {
+            Ok(answer) => return answer.give(exchange, client),
+            Err(e) => {
+                tracing::debug!(reason = e.reason.code(), "{e}");
+                e
+            }
+        },
+        Err((reason, detail)) => {
+            tracing::warn!(reason = reason.code(), "{detail}");
+            ConnectError::new(reason, detail)
         }
-    }
+    };
+    peer.worker.metrics.error(Direction::Inbound, refused.reason.code());
+    exchange.refuse(refused.reason.status());
+    reply(refused.reason, &refused.message, grpc)
 }
 
 /// What the application is to get.
@@ -122,31 +127,68 @@ struct Call {
     upgrade: Option<HeaderValue>,
 }
 
-impl Peer {
-    fn refuse(&self, started: Instant, reason: Reason, detail: &str, grpc: bool) -> Response<Body> {
-        self.worker.metrics.error(Direction::Inbound, reason.code());
-        self.metrics.end(Some(reason.status()), started.elapsed());
-        reply(reason, detail, grpc)
-    }
+/// What the application gave.
+enum Answer {
+    Ordinary(Response<Incoming>, Rc<Activity>),
+    Switched {
+        response: Response<Incoming>,
+        protocol: HeaderValue,
+        /// The peer's bytes, where a stream carries them: from a sidecar.
+        stream: Option<Incoming>,
+    },
+}
 
-    async fn call(
-        &self,
-        started: Instant,
-        held: Held,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<Body>, ConnectError> {
-        let client = (request.version() < Version::HTTP_2).then(|| hyper::upgrade::on(&mut request));
+impl Answer {
+    fn give(self, mut exchange: Exchange, client: hyper::upgrade::OnUpgrade) -> Response<Body> {
+        let (mut response, protocol, stream) = match self {
+            Self::Ordinary(response, activity) => {
+                exchange.answered(response.status());
+                let (parts, body) = response.into_parts();
+                return Response::from_parts(parts, Watched::body(body, exchange, activity, None));
+            }
+            Self::Switched { response, protocol, stream } => (response, protocol, stream),
+        };
+        exchange.answered(StatusCode::SWITCHING_PROTOCOLS);
+        let application = hyper::upgrade::on(&mut response);
+        let (mut parts, _) = response.into_parts();
+        let Some(stream) = stream else {
+            spawn_local(async move {
+                match tokio::try_join!(client, application) {
+                    Ok((client, application)) => _ = tunnel::join(client, application, None).await,
+                    Err(error) => tracing::debug!(%error, "an upgrade broke off"),
+                }
+                exchange.finish();
+            });
+            headers::set_upgrade(&mut parts.headers, protocol);
+            return Response::from_parts(parts, Body::Empty);
+        };
+        // The two bodies of the stream are the connection.
+        let (sender, receiver) = tunnel::channel();
+        spawn_local(async move {
+            match application.await {
+                Ok(application) => _ = tunnel::carry(application, sender, stream, None).await,
+                Err(error) => tracing::debug!(%error, "the application left during its upgrade"),
+            }
+            exchange.finish();
+        });
+        parts.status = StatusCode::OK;
+        parts.headers.insert(headers::MESH_UPGRADE, protocol);
+        Response::from_parts(parts, Body::Tunnel(receiver))
+    }
+}
+
+impl Peer {
+    async fn ask(&self, request: Request<Incoming>) -> Result<Answer, ConnectError> {
+        let by_stream = request.version() == Version::HTTP_2;
         let (parts, body) = request.into_parts();
         let call = self.restore(parts)?;
         if let Some(protocol) = call.upgrade {
-            return self.upgrade(started, held, call.parts, protocol, body, client).await;
+            return self.upgrade(call.parts, protocol, by_stream.then_some(body)).await;
         }
         let activity = Activity::new(None);
         let source = (!http_body::Body::is_end_stream(&body)).then(|| ReplaySource::new(body, Rc::clone(&activity)));
         let response = self.send(&call.parts, source.as_ref()).await?;
-        let exchange = Exchange::new(Rc::clone(&self.metrics), started, response.status(), held);
-        let (parts, body) = self.restored_response(response).into_parts();
-        Ok(Response::from_parts(parts, Watched::body(body, exchange, activity, None)))
+        Ok(Answer::Ordinary(restored(response), activity))
     }
 
     /// Gives a request the form that the calling application gave it, without what only the mesh may say.
@@ -191,14 +233,6 @@ impl Peer {
         Ok(Call { parts, upgrade })
     }
 
-    fn restored_response<B>(&self, mut response: Response<B>) -> Response<B> {
-        let version = response.version();
-        headers::strip_hop_by_hop(response.headers_mut(), version);
-        headers::strip_mesh(response.headers_mut());
-        *response.version_mut() = Version::HTTP_11;
-        response
-    }
-
     async fn send(&self, parts: &Parts, source: Option<&ReplaySource>) -> Result<Response<Incoming>, ConnectError> {
         let request = || {
             let body = source.map_or(Body::Empty, ReplaySource::next_try);
@@ -206,7 +240,7 @@ impl Peer {
         };
         if parts.version == Version::HTTP_2 {
             let slot = self.pools.h2.get(|| self.made()).await?;
-            return slot.connection().send(request()).await.map_err(|e| broke_off(e.error()));
+            return slot.connection().send(request()).await.map_err(broke_off);
         }
         let mut reused = self.pools.h1.take();
         loop {
@@ -223,11 +257,12 @@ impl Peer {
                 Err(mut e) => {
                     // The application closed the idle connection as we wrote (the keep-alive race, RFC 9112 section
                     // 9.3.1): tried anew where nothing was sent, or where a second time does no harm.
-                    let harmless = e.take_message().is_some() || parts.method.is_idempotent();
+                    let unsent = e.take_message();
+                    let harmless = unsent.is_some() || parts.method.is_idempotent();
                     if was_reused && harmless && source.is_none_or(ReplaySource::can_replay) {
                         continue;
                     }
-                    return Err(broke_off(e.error()));
+                    return Err(lost(e.error(), unsent.is_some()));
                 }
             }
         }
@@ -238,7 +273,7 @@ impl Peer {
         let (requests, connection) = (Rc::clone(&self.metrics), Rc::clone(&self.to_application));
         async move {
             let io = worker.inbound.applications.dial(destination).await?;
-            Ok(Made { io, requests, connection, permit: None })
+            Ok(Made { io, refusal: Rc::default(), requests, connection, permit: None })
         }
     }
 
@@ -246,57 +281,46 @@ impl Peer {
         start_h1(self.made().await?).await
     }
 
-    /// Asks the application for an upgrade on a connection of its own, and carries the bytes once it agrees.
+    /// Asks the application for an upgrade, on a connection of its own.
     async fn upgrade(
         &self,
-        started: Instant,
-        held: Held,
         mut parts: Parts,
         protocol: HeaderValue,
-        body: Incoming,
-        client: Option<hyper::upgrade::OnUpgrade>,
-    ) -> Result<Response<Body>, ConnectError> {
+        stream: Option<Incoming>,
+    ) -> Result<Answer, ConnectError> {
         headers::set_upgrade(&mut parts.headers, protocol);
         parts.headers.remove(http::header::CONTENT_LENGTH);
         let mut sender = self.http1().await?;
-        let request = Request::from_parts(parts, Body::Empty);
-        let mut response = sender.send_request(request).await.map_err(|e| broke_off(&e))?;
-        let exchange = Exchange::new(Rc::clone(&self.metrics), started, response.status(), held);
+        let mut response = sender.try_send_request(Request::from_parts(parts, Body::Empty)).await.map_err(broke_off)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let (parts, body) = self.restored_response(response).into_parts();
-            return Ok(Response::from_parts(parts, Watched::body(body, exchange, Activity::new(None), None)));
+            return Ok(Answer::Ordinary(restored(response), Activity::new(None)));
         }
-        let application = hyper::upgrade::on(&mut response);
-        let agreed = response.headers_mut().remove(UPGRADE).unwrap_or(HeaderValue::from_static(""));
-        let (mut answer, _) = self.restored_response(response).into_parts();
-        let Some(client) = client else {
-            // From a sidecar: the two bodies of the stream are the connection.
-            let (sender, receiver) = tunnel::channel();
-            spawn_local(async move {
-                match application.await {
-                    Ok(application) => _ = tunnel::carry(application, sender, body, None).await,
-                    Err(error) => tracing::debug!(%error, "the application left during its upgrade"),
-                }
-                exchange.finish();
-            });
-            answer.status = StatusCode::OK;
-            answer.headers.insert(headers::MESH_UPGRADE, agreed);
-            return Ok(Response::from_parts(answer, Body::Tunnel(receiver)));
-        };
-        spawn_local(async move {
-            match tokio::try_join!(client, application) {
-                Ok((client, application)) => _ = tunnel::join(client, application, None).await,
-                Err(error) => tracing::debug!(%error, "an upgrade broke off"),
-            }
-            exchange.finish();
-        });
-        headers::set_upgrade(&mut answer.headers, agreed);
-        Ok(Response::from_parts(answer, Body::Empty))
+        let protocol = response.headers_mut().remove(UPGRADE).unwrap_or(HeaderValue::from_static(""));
+        Ok(Answer::Switched { response: restored(response), protocol, stream })
     }
 }
 
-fn broke_off(e: &hyper::Error) -> ConnectError {
+/// The application's response without what only the two of us, or only the mesh, may say.
+fn restored(mut response: Response<Incoming>) -> Response<Incoming> {
+    let version = response.version();
+    headers::strip_hop_by_hop(response.headers_mut(), version);
+    headers::strip_mesh(response.headers_mut());
+    *response.version_mut() = Version::HTTP_11;
+    response
+}
+
+fn broke_off(mut e: TrySendError<Request<Body>>) -> ConnectError {
+    let unsent = e.take_message().is_some();
+    lost(e.error(), unsent)
+}
+
+/// What an error of the application's connection says about the request.
+fn lost(e: &hyper::Error, unsent: bool) -> ConnectError {
     let why = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
+    if unsent || unprocessed(e) {
+        let text = format_args!("the application did not take the request: {e}{why}");
+        return ConnectError::new(Reason::ApplicationRefused, text);
+    }
     ConnectError::new(
         Reason::ApplicationReset,
         format_args!("the application ended the connection before its response: {e}{why}"),

@@ -15,7 +15,10 @@ use std::{cell::RefCell, fmt, io, net::SocketAddr, rc::Rc, sync::Arc, time::Dura
 use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use rustls::ServerConfig;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 pub use caller::Caller;
@@ -42,6 +45,9 @@ use crate::{
 /// A handshake that takes longer is given up. A connection that has sent nothing at all is only given up when its
 /// place is needed.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a refused peer may take to close its connection after reading the refusal.
+const HEAR_OUT: Duration = Duration::from_secs(1);
 
 /// What the inbound connections of one worker share.
 pub struct Inbound {
@@ -206,11 +212,16 @@ async fn mesh(
     };
     let stream = tokio::select! {
         biased;
-        accepted = TlsAcceptor::from(config).accept(io) => accepted.map_err(|e| {
-            let failure = tls::explain(&e);
-            worker.metrics.tls_failure(Direction::Inbound, failure.code);
-            ConnectError::new(Reason::TlsFailed, format_args!("no mTLS with {peer}: {}", failure.message))
-        })?,
+        accepted = TlsAcceptor::from(config).accept(io).into_fallible() => match accepted {
+            Ok(stream) => stream,
+            Err((e, io)) => {
+                tokio::task::spawn_local(hear_out(io, place));
+                let failure = tls::explain(&e);
+                worker.metrics.tls_failure(Direction::Inbound, failure.code);
+                let text = format_args!("no mTLS with {peer}: {}", failure.message);
+                return Err(ConnectError::new(Reason::TlsFailed, text));
+            }
+        },
         () = tokio::time::sleep(HANDSHAKE) => {
             return Err(late(format_args!("did not end its handshake in {HANDSHAKE:?}")));
         }
@@ -230,6 +241,21 @@ async fn mesh(
     let allowed = worker.inbound.allow.is_empty() || worker.inbound.allow.iter().any(|p| p.matches(&id));
     let caller = Caller::mesh(worker, peer, id, certificate.map(|c| c.as_ref()), allowed);
     serve_mesh(worker, stream, caller, alpn, destination).await
+}
+
+/// Lets a refused peer read why: closing a connection with bytes of it unread would reset it and take our alert along.
+async fn hear_out(mut io: Peeked, place: Place) {
+    let ended = async {
+        let mut rest = [0; 4_096];
+        if io.shutdown().await.is_ok() {
+            while matches!(io.read(&mut rest).await, Ok(1..)) {}
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = tokio::time::sleep(HEAR_OUT) => {}
+        () = place.given_up() => {}
+    }
 }
 
 async fn serve_mesh(

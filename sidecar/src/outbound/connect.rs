@@ -1,6 +1,6 @@
 //! Connecting to an endpoint: TCP, and over it mesh mTLS, within `timeouts.connect`.
 
-use std::{rc::Rc, sync::Arc};
+use std::{cell::OnceCell, rc::Rc, sync::Arc};
 
 use outrigger_ca::identity::SpiffeId;
 use rustls::ClientConfig;
@@ -13,7 +13,7 @@ use crate::{
     net::connect::dial,
     reason::Reason,
     telemetry::{Direction, Transport},
-    tls,
+    tls::{self, TlsFailure},
     worker::Worker,
 };
 
@@ -36,15 +36,10 @@ pub(super) async fn mesh(
         let config = client_config(worker, service, alpn)?;
         let stream = tcp(service, endpoint).await?;
         let name = tls::server_name(&service.spec.expect.host);
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|e| {
-            let failure = tls::explain(&e);
-            worker.metrics.tls_failure(Direction::Outbound, failure.code);
-            let (service, address) = (&service.spec.name, endpoint.address);
-            ConnectError::new(
-                Reason::TlsFailed,
-                format_args!("no mTLS with {service} at {address}: {}", failure.message),
-            )
-        })?;
+        let stream = TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .map_err(|e| refused(worker, service, endpoint, &tls::explain(&e)))?;
         let connection = stream.get_ref().1;
         let peer = tls::peer_id(connection);
         match peer {
@@ -75,8 +70,20 @@ pub(super) async fn http2(
         let connect = || async move {
             let permit = service.breakers.try_connection().map_err(|full| overflow(&service, full.which()))?;
             let (io, peer) = mesh(&worker, &service, &to, tls::ALPN_H2).await?;
+            let refusal = Rc::<OnceCell<_>>::default();
+            let told = {
+                let (worker, service, refusal) = (Rc::clone(&worker), Rc::clone(&service), Rc::clone(&refusal));
+                move |failure| {
+                    let error = refused(&worker, &service, &to, &failure);
+                    tracing::warn!("{error}");
+                    service.connect_failed(&to, &error);
+                    // The first one is the one.
+                    let _ = refusal.set(error);
+                }
+            };
             Ok(Made {
-                io,
+                io: tls::Late::new(io, told),
+                refusal,
                 requests: worker.metrics.requests(Direction::Outbound, service.spec.name.as_str(), peer.as_str()),
                 connection: worker.metrics.connections(Direction::Outbound, Transport::Mtls),
                 permit: Some(permit),
@@ -90,6 +97,7 @@ pub(super) async fn http2(
         let io = plain(&service, &to).await?;
         Ok(Made {
             io,
+            refusal: Rc::default(),
             requests: Rc::clone(&service.unattached),
             connection: worker.metrics.connections(Direction::Outbound, Transport::Plaintext),
             permit: Some(permit),
@@ -100,10 +108,12 @@ pub(super) async fn http2(
 
 /// A new HTTP/1.1 connection to an endpoint without a sidecar.
 pub(super) async fn http1(worker: &Worker, service: &Service, endpoint: &Endpoint) -> Result<H1Sender, ConnectError> {
+    let _pending = service.breakers.try_pending().map_err(|full| overflow(service, full.which()))?;
     let permit = service.breakers.try_connection().map_err(|full| overflow(service, full.which()))?;
     let io = plain(service, endpoint).await?;
     start_h1(Made {
         io,
+        refusal: Rc::default(),
         requests: Rc::clone(&service.unattached),
         connection: worker.metrics.connections(Direction::Outbound, Transport::Plaintext),
         permit: Some(permit),
@@ -111,7 +121,15 @@ pub(super) async fn http1(worker: &Worker, service: &Service, endpoint: &Endpoin
     .await
 }
 
-fn overflow(service: &Service, which: &'static str) -> ConnectError {
+/// A failure of mTLS, counted.
+fn refused(worker: &Worker, service: &Service, endpoint: &Endpoint, failure: &TlsFailure) -> ConnectError {
+    worker.metrics.tls_failure(Direction::Outbound, failure.code);
+    let (service, address) = (&service.spec.name, endpoint.address);
+    ConnectError::new(Reason::TlsFailed, format_args!("no mTLS with {service} at {address}: {}", failure.message))
+}
+
+/// A circuit breaker's refusal, counted.
+pub(super) fn overflow(service: &Service, which: &'static str) -> ConnectError {
     service.metrics.circuit_open(which);
     ConnectError::new(Reason::CircuitOpen, format_args!("circuit_breakers.{which} of {} is reached", service.spec.name))
 }
@@ -165,22 +183,4 @@ fn client_config(worker: &Worker, service: &Service, alpn: &'static [u8]) -> Res
     let config = tls::client_config(&identity, &service.spec.expect, alpn).map_err(|e| missing(&e))?;
     *cached = Some(Arc::clone(&config));
     Ok(config)
-}
-
-/// [`http2`] that owns its endpoint.
-pub(super) async fn http2_owned(
-    worker: &Rc<Worker>,
-    service: &Rc<Service>,
-    endpoint: Rc<Endpoint>,
-) -> Result<StreamSlot, ConnectError> {
-    http2(worker, service, &endpoint).await
-}
-
-/// [`http1`] that owns its endpoint.
-pub(super) async fn http1_owned(
-    worker: &Rc<Worker>,
-    service: &Rc<Service>,
-    endpoint: Rc<Endpoint>,
-) -> Result<H1Sender, ConnectError> {
-    http1(worker, service, &endpoint).await
 }

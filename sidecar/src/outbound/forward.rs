@@ -1,6 +1,10 @@
 //! One request's way: admit, pick, send, classify, perhaps try elsewhere.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request::Parts};
 use hyper::body::Incoming;
@@ -12,14 +16,15 @@ use crate::{
     http::{
         Body,
         body::{Activity, Deadline, ReplaySource, Watched},
-        client::{ConnectError, Exchange, Held, StreamSlot},
+        client::{self, ConnectError, StreamSlot},
+        exchange::{Exchange, Held},
         headers,
         reply::{is_grpc, reply},
+        tunnel::{self, TunnelSender},
     },
     reason::Reason,
     resilience::Outcome,
-    telemetry::{Direction, RequestMetrics},
-    tls,
+    telemetry::Direction,
     worker::Worker,
 };
 
@@ -60,9 +65,11 @@ impl From<ConnectError> for TryError {
 }
 
 /// The body of a request, from which each try takes its own.
-enum Source {
+pub(super) enum Source {
     None,
     Replay(ReplaySource),
+    /// An upgrade's, through which the bytes go later: the sender of the last try.
+    Tunnel(RefCell<Option<TunnelSender>>),
 }
 
 impl Source {
@@ -70,21 +77,32 @@ impl Source {
         match self {
             Self::None => Body::Empty,
             Self::Replay(source) => source.next_try(),
+            Self::Tunnel(last) => {
+                let (sender, receiver) = tunnel::channel();
+                *last.borrow_mut() = Some(sender);
+                Body::Tunnel(receiver)
+            }
+        }
+    }
+
+    fn replay(&self) -> Option<&ReplaySource> {
+        match self {
+            Self::None | Self::Tunnel(_) => None,
+            Self::Replay(source) => Some(source),
         }
     }
 
     fn broke(&self) -> bool {
-        match self {
-            Self::None => false,
-            Self::Replay(source) => source.broke(),
-        }
+        self.replay().is_some_and(ReplaySource::broke)
+    }
+
+    /// Whether the endpoint can only wait, for the workload to send more.
+    fn starves(&self) -> bool {
+        self.replay().is_some_and(ReplaySource::starves)
     }
 
     fn can_replay(&self) -> bool {
-        match self {
-            Self::None => true,
-            Self::Replay(source) => source.can_replay(),
-        }
+        self.replay().is_none_or(ReplaySource::can_replay)
     }
 }
 
@@ -95,84 +113,121 @@ pub(super) async fn forward(
     outgoing: Outgoing,
     body: Incoming,
 ) -> Response<Body> {
-    let started = Instant::now();
     let grpc = is_grpc(&outgoing.headers);
-    let busy = worker.busy();
-    let permit = match service.breakers.try_request() {
-        Ok(permit) => permit,
-        Err(full) => {
-            service.metrics.circuit_open(full.which());
-            let text = format!("circuit_breakers.{} of {} is reached", full.which(), service.spec.name);
-            return refused(worker, &service.unattached, started, Reason::CircuitOpen, &text, grpc);
-        }
-    };
-    let deadline = if grpc { deadline(started, &outgoing.headers) } else { None };
-    let limit = match (service.spec.timeouts.request.enabled(), deadline) {
-        (Some(own), Some(call)) => Some(own.min(call.limit)),
-        (own, call) => own.or(call.map(|c| c.limit)),
-    };
+    let deadline = if grpc { deadline(Instant::now(), &outgoing.headers) } else { None };
     let activity = Activity::new(service.spec.timeouts.idle.enabled());
     let source = if http_body::Body::is_end_stream(&body) {
         Source::None
     } else {
         Source::Replay(ReplaySource::new(body, Rc::clone(&activity)))
     };
-    let tries = tries(worker, service, &outgoing, &source, &activity);
-    let outcome = match limit {
+    match call(worker, service, &outgoing, &source, &activity, deadline).await {
+        Ok((response, exchange)) => answer(service, response, exchange, activity, deadline),
+        Err((e, exchange)) => refused(worker, exchange, e.reason, &e.message, grpc),
+    }
+}
+
+/// A response as the workload gets it.
+pub(super) fn answer(
+    service: &Service,
+    response: Response<Incoming>,
+    exchange: Exchange,
+    activity: Rc<Activity>,
+    deadline: Option<Deadline>,
+) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers, parts.version);
+    if service.is_mesh() {
+        parts.headers.remove(headers::MESH_UPGRADE);
+    } else {
+        headers::strip_mesh(&mut parts.headers);
+    }
+    parts.version = Version::HTTP_11;
+    Response::from_parts(parts, Watched::body(body, exchange, activity, deadline))
+}
+
+/// Gets a response from an endpoint of `service`, within its bounds and its time.
+pub(super) async fn call(
+    worker: &Rc<Worker>,
+    service: &Rc<Service>,
+    outgoing: &Outgoing,
+    source: &Source,
+    activity: &Activity,
+    deadline: Option<Deadline>,
+) -> Result<(Response<Incoming>, Exchange), (TryError, Exchange)> {
+    let held = Held { busy: Some(worker.busy()), ..Held::default() };
+    let mut exchange = Exchange::begin(Rc::clone(&service.unattached), held);
+    match service.breakers.try_request() {
+        Ok(permit) => exchange.hold(permit),
+        Err(full) => return Err((connect::overflow(service, full.which()).into(), exchange)),
+    }
+    let own = service.spec.timeouts.request.enabled().map(|limit| Deadline { at: exchange.started() + limit, limit });
+    let end = own.into_iter().chain(deadline).min_by_key(|d| d.at);
+    let asked = Cell::new(None);
+    let tries = tries(worker, service, outgoing, source, activity, &asked);
+    let outcome = match end {
         None => tries.await,
-        Some(limit) => tokio::time::timeout_at(started + limit, tries).await.unwrap_or_else(|_| {
-            let text = format!("{} gave no response within {limit:?}", service.spec.name);
+        Some(end) => tokio::time::timeout_at(end.at, tries).await.unwrap_or_else(|_| {
+            if let Some(endpoint) = asked.take()
+                && !source.starves()
+            {
+                service.record(&endpoint, Outcome::LocalOrigin);
+            }
+            let text = format!("{} gave no response within {:?}", service.spec.name, end.limit);
             Err(TryError { reason: Reason::RequestTimeout, message: text.into(), unprocessed: false, by_caller: false })
         }),
     };
     match outcome {
         Ok((response, slot)) => {
-            let metrics = slot.as_ref().map_or(&service.unattached, |s| s.connection().metrics());
-            let metrics = Rc::clone(metrics);
-            metrics.begin();
-            let held = Held { slot, permit: Some(permit), busy: Some(busy) };
-            let exchange = Exchange::new(metrics, started, response.status(), held);
-            let (parts, body) = response.into_parts();
-            Response::from_parts(parts, Watched::body(body, exchange, activity, deadline))
+            exchange.answered(response.status());
+            if let Some(slot) = slot {
+                exchange.attribute(slot);
+            }
+            Ok((response, exchange))
         }
-        Err(e) => refused(worker, &service.unattached, started, e.reason, &e.message, grpc),
+        Err(e) => Err((e, exchange)),
     }
 }
 
 /// A response of our own, counted.
-pub(super) fn refused(
-    worker: &Worker,
-    metrics: &RequestMetrics,
-    started: Instant,
-    reason: Reason,
-    detail: &str,
-    grpc: bool,
-) -> Response<Body> {
+pub(super) fn refused(worker: &Worker, exchange: Exchange, reason: Reason, detail: &str, grpc: bool) -> Response<Body> {
     worker.metrics.error(Direction::Outbound, reason.code());
-    metrics.begin();
-    metrics.end(Some(reason.status()), started.elapsed());
+    exchange.refuse(reason.status());
     tracing::debug!(reason = reason.code(), "{detail}");
     reply(reason, detail, grpc)
 }
 
+/// Refuses a request that cannot be forwarded.
+pub(super) fn bad_request(worker: &Worker, service: &Service, detail: &str, grpc: bool) -> Response<Body> {
+    let exchange = Exchange::begin(Rc::clone(&service.unattached), Held::default());
+    refused(worker, exchange, Reason::BadRequest, detail, grpc)
+}
+
+/// In `asked` is always whom the response is awaited from.
 async fn tries(
     worker: &Rc<Worker>,
     service: &Rc<Service>,
     outgoing: &Outgoing,
     source: &Source,
     activity: &Activity,
+    asked: &Cell<Option<Rc<Endpoint>>>,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
-    let policy = &service.spec.retry;
     let mut retries = Retries::new(service);
     loop {
         let endpoint = service.pick(retries.tried()).await?;
+        asked.set(Some(Rc::clone(&endpoint)));
         let result = one_try(worker, service, &endpoint, outgoing, source, activity).await;
+        asked.set(None);
         let why = match &result {
             Ok((response, _)) => {
                 service.record(&endpoint, outcome_of(response.status()));
-                response_retry(policy.codes.as_slice(), outgoing, response)
+                response_retry(service, outgoing, response)
             }
             Err(e) if e.by_caller => return result,
+            // It waited for the workload; another endpoint would as well.
+            Err(e) if matches!(e.reason, Reason::TryTimeout | Reason::IdleTimeout) && source.starves() => {
+                return result;
+            }
             Err(e) => {
                 if counts_against_endpoint(e.reason) {
                     service.record(&endpoint, Outcome::LocalOrigin);
@@ -217,13 +272,15 @@ fn outcome_of(status: StatusCode) -> Outcome {
 }
 
 /// Whether a response is one to try again, and what to call it.
-fn response_retry(codes: &[u16], outgoing: &Outgoing, response: &Response<Incoming>) -> Option<&'static str> {
-    if let Some(code) = response.headers().get(headers::ERROR)
+fn response_retry(service: &Service, outgoing: &Outgoing, response: &Response<Incoming>) -> Option<&'static str> {
+    // Only a sidecar's word counts, and it lets no application use the header.
+    if service.is_mesh()
+        && let Some(code) = response.headers().get(headers::ERROR)
         && Reason::unprocessed(code.as_bytes())
     {
         return Some("unprocessed");
     }
-    let listed = codes.contains(&response.status().as_u16());
+    let listed = service.spec.retry.codes.contains(&response.status().as_u16());
     (listed && outgoing.method.is_idempotent()).then_some("status")
 }
 
@@ -236,7 +293,8 @@ async fn one_try(
     activity: &Activity,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     let load = endpoint.load();
-    load.begin();
+    load.begin(Instant::now());
+    activity.touch();
     endpoint.count_request();
     // The time of a new connection's handshakes is no sign of load.
     let sent_at = Cell::new(None);
@@ -261,16 +319,7 @@ async fn one_try(
         (Ok((response, _)), Some(sent_at)) if !response.status().is_server_error() => Some(sent_at.elapsed()),
         _ => None,
     });
-    let (mut response, slot) = result?;
-    let from = response.version();
-    headers::strip_hop_by_hop(response.headers_mut(), from);
-    if service.is_mesh() {
-        response.headers_mut().remove(headers::MESH_UPGRADE);
-    } else {
-        headers::strip_mesh(response.headers_mut());
-    }
-    *response.version_mut() = Version::HTTP_11;
-    Ok((response, slot))
+    result
 }
 
 async fn elapsed(limit: Option<Duration>) -> Duration {
@@ -315,6 +364,9 @@ async fn send(
         sent_at.set(Some(Instant::now()));
         let response = slot.connection().send(outgoing.request(source.next_try())).await;
         let response = response.map_err(|mut e| {
+            if let Some(refusal) = slot.connection().refusal() {
+                return TryError::from(refusal.clone());
+            }
             let unsent = e.take_message().is_some();
             failed(service, endpoint, &e.into_error(), unsent, source)
         })?;
@@ -348,32 +400,11 @@ async fn send(
     }
 }
 
-/// What an error of a connection says about the request.
-pub(super) fn h2_unprocessed(error: &hyper::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
-    while let Some(e) = source {
-        if let Some(h2) = e.downcast_ref::<h2::Error>() {
-            // RFC 9113 section 8.7: a refused stream, and one above the last that GOAWAY names, was not processed.
-            let refused = h2.is_reset() && h2.is_remote() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-            let gone = h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR);
-            return refused || gone;
-        }
-        source = e.source();
-    }
-    false
-}
-
 fn failed(service: &Service, endpoint: &Endpoint, e: &hyper::Error, unsent: bool, source: &Source) -> TryError {
     let by_caller = !unsent && source.broke();
-    let unprocessed = unsent || e.is_canceled() || h2_unprocessed(e);
+    let unprocessed = unsent || client::unprocessed(e);
     let why = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
     let (name, address) = (&service.spec.name, endpoint.address);
-    if let Some(refusal) = tls::find(e) {
-        // With TLS 1.3 a peer refuses our certificate only after the handshake; it read nothing of the request.
-        let text = format!("no mTLS with {name} at {address}: {}", refusal.message);
-        let unprocessed = unprocessed || refusal.code.starts_with("refused_");
-        return TryError { reason: Reason::TlsFailed, message: text.into(), unprocessed, by_caller };
-    }
     let (reason, message) = if e.is_parse() {
         (Reason::ProtocolError, format!("{name} at {address} sent what is no HTTP response: {e}"))
     } else {

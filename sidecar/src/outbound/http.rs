@@ -4,10 +4,9 @@ use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 use http::{Request, Response, Version, header::HOST, uri::Authority};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
 use super::{
-    forward::{self, forward, refused},
+    forward::{self, forward},
     passthrough_allowed,
     service::Service,
     upgrade,
@@ -86,7 +85,7 @@ async fn handle(client: Rc<Client>, mut request: Request<Incoming>) -> Response<
     let grpc = is_grpc(&parts.headers);
     match forward::outgoing(&service, parts) {
         Ok(outgoing) => forward(worker, &service, outgoing, body).await,
-        Err(e) => refused(worker, &service.unattached, Instant::now(), Reason::BadRequest, &e.to_string(), grpc),
+        Err(e) => forward::bad_request(worker, &service, &e.to_string(), grpc),
     }
 }
 

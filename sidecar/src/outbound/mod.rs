@@ -107,15 +107,17 @@ fn decide(
             let by_name = hello.sni.and_then(|name| worker.services.by_host(worker, &name, port));
             Some(by_name.map(Carries::Bytes))
         }
-        // Requests to nobody we know pass as the bytes that they are.
-        Kind::Http1 => match detect::host_header(bytes) {
-            HostHeader::More => None,
-            HostHeader::Is(host) => {
-                let known = by_address.is_some() || worker.services.knows(worker, &host, port);
-                Some(known.then_some(Carries::Http1))
+        // Requests to nobody we know pass as the bytes that they are or, where nothing passes, are told so.
+        Kind::Http1 => {
+            let to_us = by_address.is_some() || worker.config().outbound.unmatched == Unmatched::Reject;
+            match detect::host_header(bytes) {
+                HostHeader::More => None,
+                HostHeader::Is(host) => {
+                    Some((to_us || worker.services.knows(worker, &host, port)).then_some(Carries::Http1))
+                }
+                HostHeader::None => Some(to_us.then_some(Carries::Http1)),
             }
-            HostHeader::None => Some(by_address.is_some().then_some(Carries::Http1)),
-        },
+        }
     }
 }
 

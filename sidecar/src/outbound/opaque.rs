@@ -61,11 +61,7 @@ pub(super) async fn dial(
     let mut retries = Retries::new(&service);
     loop {
         let endpoint = service.pick(retries.tried()).await?;
-        let permit = service.breakers.try_connection().map_err(|full| {
-            service.metrics.circuit_open(full.which());
-            let text = format!("circuit_breakers.{} of {} is reached", full.which(), service.spec.name);
-            ConnectError::new(Reason::CircuitOpen, text)
-        })?;
+        let permit = service.breakers.try_connection().map_err(|full| connect::overflow(&service, full.which()))?;
         let connected = if service.is_mesh() {
             let mesh = connect::mesh(worker, &service, &endpoint, tls::ALPN_TCP).await;
             mesh.map(|(stream, _)| Upstream::Mtls(Box::new(stream)))
@@ -75,7 +71,7 @@ pub(super) async fn dial(
         match connected {
             Ok(io) => {
                 service.record(&endpoint, Outcome::Success);
-                endpoint.load().begin();
+                endpoint.load().begin(Instant::now());
                 drop(retries);
                 let endpoint = Some(endpoint);
                 return Ok(Dialled { io, endpoint, service: Some(service), _permit: Some(permit) });
@@ -142,6 +138,9 @@ pub(super) async fn carry(
         Some(copy::Ended::SecondBroke(error)) => {
             if let Some(service) = &upstream.service {
                 let failure = tls::explain(&error);
+                if tls::find(&error).is_some() {
+                    worker.metrics.tls_failure(Direction::Outbound, failure.code);
+                }
                 let (name, text) = (&service.spec.name, failure.message);
                 tracing::warn!(service = %name, reason = failure.code, "connection to an endpoint broke: {text}");
             }

@@ -1,27 +1,18 @@
 //! Requests that ask their connection to become something else: WebSocket and others.
 
-use std::rc::Rc;
+use std::{cell::RefCell, rc::Rc};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONTENT_LENGTH, header::UPGRADE};
 use hyper::body::Incoming;
-use tokio::{task::spawn_local, time::Instant};
+use tokio::task::spawn_local;
 
 use super::{
-    connect,
-    endpoint::Endpoint,
-    forward::{self, refused},
-    retries::Retries,
+    forward::{self, Outgoing, Source, refused},
     service::Service,
 };
 use crate::{
-    http::{
-        Body,
-        body::{Activity, Watched},
-        client::{ConnectError, Exchange, Held},
-        headers, tunnel,
-    },
+    http::{Body, body::Activity, headers, tunnel},
     reason::Reason,
-    resilience::Outcome,
     telemetry::Direction,
     worker::Worker,
 };
@@ -40,129 +31,75 @@ pub(super) async fn forward(
     service: &Rc<Service>,
     mut request: Request<Incoming>,
 ) -> Response<Body> {
-    let started = Instant::now();
-    let refuse = |reason: Reason, detail: &str| refused(worker, &service.unattached, started, reason, detail, false);
     let client = hyper::upgrade::on(&mut request);
-    let idle = service.spec.timeouts.tcp_idle.enabled();
-    let permit = match service.breakers.try_request() {
-        Ok(permit) => permit,
-        Err(full) => {
-            service.metrics.circuit_open(full.which());
-            let text = format!("circuit_breakers.{} of {} is reached", full.which(), service.spec.name);
-            return refuse(Reason::CircuitOpen, &text);
-        }
-    };
-    let (parts, body) = request.into_parts();
-    if !http_body::Body::is_end_stream(&body) {
-        return refuse(Reason::BadRequest, "a request that asks for an upgrade must have no body here");
-    }
-    let Some(protocol) = parts.headers.get(UPGRADE).cloned() else {
-        return refuse(Reason::BadRequest, "the upgrade names no protocol");
-    };
-    let mut outgoing = match forward::outgoing(service, parts) {
+    let outgoing = match outgoing(service, request) {
         Ok(outgoing) => outgoing,
-        Err(e) => return refuse(Reason::BadRequest, &e.to_string()),
+        Err(why) => return forward::bad_request(worker, service, &why, false),
     };
-    outgoing.headers.remove(CONTENT_LENGTH);
-    let held = Held { slot: None, permit: Some(permit), busy: Some(worker.busy()) };
-    if service.is_mesh() {
-        outgoing.headers.insert(headers::MESH_UPGRADE, protocol.clone());
-        let slot = match elsewhere(service, |endpoint| connect::http2_owned(worker, service, endpoint)).await {
-            Ok((slot, _)) => slot,
-            Err(e) => return refuse(e.reason, &e.message),
-        };
-        let metrics = Rc::clone(slot.connection().metrics());
-        let (sender, receiver) = tunnel::channel();
-        let answer = slot.connection().send(outgoing.request(Body::Tunnel(receiver))).await;
-        let held = Held { slot: Some(slot), ..held };
-        let mut response = match answer {
-            Ok(response) => response,
-            Err(e) => {
-                let text = format!("{} ended the connection before its response: {}", service.spec.name, e.error());
-                return refuse(Reason::UpstreamReset, &text);
-            }
-        };
-        metrics.begin();
-        let agreed = response.headers_mut().remove(headers::MESH_UPGRADE);
-        let version = response.version();
-        headers::strip_hop_by_hop(response.headers_mut(), version);
-        let (parts, body) = response.into_parts();
-        let Some(agreed) = agreed.filter(|_| parts.status == StatusCode::OK) else {
-            let exchange = Exchange::new(metrics, started, parts.status, held);
-            return ordinary(service, parts, body, exchange);
-        };
-        let exchange = Exchange::new(metrics, started, StatusCode::SWITCHING_PROTOCOLS, held);
-        let worker = Rc::clone(worker);
-        spawn_local(async move {
-            match client.await {
-                Ok(client) => count_idle(&worker, tunnel::carry(client, sender, body, idle).await),
-                Err(error) => tracing::debug!(%error, "the workload left during its upgrade"),
-            }
-            exchange.finish();
-        });
-        return switched(parts.headers, agreed);
-    }
-    headers::set_upgrade(&mut outgoing.headers, protocol);
-    let mut sender = match elsewhere(service, |endpoint| connect::http1_owned(worker, service, endpoint)).await {
-        Ok((sender, _)) => sender,
-        Err(e) => return refuse(e.reason, &e.message),
+    let source = if service.is_mesh() { Source::Tunnel(RefCell::default()) } else { Source::None };
+    let activity = Activity::new(service.spec.timeouts.idle.enabled());
+    let (mut response, mut exchange) = match forward::call(worker, service, &outgoing, &source, &activity, None).await {
+        Ok(answered) => answered,
+        Err((e, exchange)) => return refused(worker, exchange, e.reason, &e.message, false),
     };
-    let mut response = match sender.send_request(outgoing.request(Body::Empty)).await {
-        Ok(response) => response,
-        Err(e) => {
-            let text = format!("{} ended the connection before its response: {e}", service.spec.name);
-            return refuse(Reason::UpstreamReset, &text);
-        }
+    let Some(agreed) = agreed(service, &mut response) else {
+        return forward::answer(service, response, exchange, activity, None);
     };
-    let metrics = Rc::clone(&service.unattached);
-    metrics.begin();
-    let exchange = Exchange::new(metrics, started, response.status(), held);
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let version = response.version();
-        headers::strip_hop_by_hop(response.headers_mut(), version);
-        headers::strip_mesh(response.headers_mut());
-        let (parts, body) = response.into_parts();
-        return ordinary(service, parts, body, exchange);
-    }
+    exchange.answered(StatusCode::SWITCHING_PROTOCOLS);
+    let idle = service.spec.timeouts.tcp_idle.enabled();
     let upstream = hyper::upgrade::on(&mut response);
-    let agreed = response.headers_mut().remove(UPGRADE).unwrap_or_else(|| HeaderValue::from_static(""));
-    let (mut parts, _) = response.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers, Version::HTTP_11);
-    headers::strip_mesh(&mut parts.headers);
+    let (parts, body) = response.into_parts();
     let worker = Rc::clone(worker);
     spawn_local(async move {
-        match tokio::try_join!(client, upstream) {
-            Ok((client, upstream)) => count_idle(&worker, tunnel::join(client, upstream, idle).await),
+        let carried = match source {
+            Source::Tunnel(last) => match (client.await, last.take()) {
+                (Ok(client), Some(sender)) => Ok(tunnel::carry(client, sender, body, idle).await),
+                (client, _) => client.map(|_| tunnel::End::Closed),
+            },
+            Source::None | Source::Replay(_) => match tokio::try_join!(client, upstream) {
+                Ok((client, upstream)) => Ok(tunnel::join(client, upstream, idle).await),
+                Err(e) => Err(e),
+            },
+        };
+        match carried {
+            Ok(ended) => count_idle(&worker, ended),
             Err(error) => tracing::debug!(%error, "an upgrade broke off"),
         }
         exchange.finish();
     });
-    switched(parts.headers, agreed)
+    switched(service, parts, agreed)
 }
 
-/// Connects to an endpoint, and to others when that fails: nothing was sent yet.
-async fn elsewhere<T, F>(
-    service: &Service,
-    connect: impl Fn(Rc<Endpoint>) -> F,
-) -> Result<(T, Rc<Endpoint>), ConnectError>
-where
-    F: Future<Output = Result<T, ConnectError>>,
-{
-    let mut retries = Retries::new(service);
-    loop {
-        let endpoint = service.pick(retries.tried()).await?;
-        match connect(Rc::clone(&endpoint)).await {
-            Ok(connection) => return Ok((connection, endpoint)),
-            Err(e) if matches!(e.reason, Reason::NoCertificate | Reason::CircuitOpen) => return Err(e),
-            Err(e) => {
-                service.record(&endpoint, Outcome::LocalOrigin);
-                if !retries.granted() {
-                    return Err(e);
-                }
-                retries.wait(endpoint, e.reason.code()).await;
-            }
-        }
+/// The request as it leaves: an upgrade between sidecars is an ordinary request with a header.
+fn outgoing(service: &Service, request: Request<Incoming>) -> Result<Outgoing, String> {
+    let (parts, body) = request.into_parts();
+    if !http_body::Body::is_end_stream(&body) {
+        return Err("a request that asks for an upgrade must have no body here".to_owned());
     }
+    let protocol = parts.headers.get(UPGRADE).cloned().ok_or("the upgrade names no protocol")?;
+    let mut outgoing = forward::outgoing(service, parts).map_err(|e| e.to_string())?;
+    outgoing.headers.remove(CONTENT_LENGTH);
+    if service.is_mesh() {
+        outgoing.headers.insert(headers::MESH_UPGRADE, protocol);
+    } else {
+        headers::set_upgrade(&mut outgoing.headers, protocol);
+    }
+    Ok(outgoing)
+}
+
+/// The protocol that the other side has switched to, if it has.
+fn agreed(service: &Service, response: &mut Response<Incoming>) -> Option<HeaderValue> {
+    let (switched, name) = if service.is_mesh() {
+        (StatusCode::OK, headers::MESH_UPGRADE)
+    } else {
+        (StatusCode::SWITCHING_PROTOCOLS, UPGRADE)
+    };
+    if response.status() != switched {
+        return None;
+    }
+    let named = response.headers_mut().remove(name);
+    // Who says 101 has switched, to whatever.
+    if service.is_mesh() { named } else { Some(named.unwrap_or_else(|| HeaderValue::from_static(""))) }
 }
 
 fn count_idle(worker: &Worker, ended: tunnel::End) {
@@ -172,17 +109,14 @@ fn count_idle(worker: &Worker, ended: tunnel::End) {
     }
 }
 
-/// The response of an application that did not agree.
-fn ordinary(service: &Service, mut parts: http::response::Parts, body: Incoming, exchange: Exchange) -> Response<Body> {
-    parts.version = Version::HTTP_11;
-    let activity = Activity::new(service.spec.timeouts.idle.enabled());
-    Response::from_parts(parts, Watched::body(body, exchange, activity, None))
-}
-
-fn switched(mut response_headers: http::HeaderMap, protocol: HeaderValue) -> Response<Body> {
-    headers::set_upgrade(&mut response_headers, protocol);
+fn switched(service: &Service, mut parts: http::response::Parts, protocol: HeaderValue) -> Response<Body> {
+    headers::strip_hop_by_hop(&mut parts.headers, parts.version);
+    if !service.is_mesh() {
+        headers::strip_mesh(&mut parts.headers);
+    }
+    headers::set_upgrade(&mut parts.headers, protocol);
     let mut response = Response::new(Body::Empty);
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = response_headers;
+    *response.headers_mut() = parts.headers;
     response
 }

@@ -224,9 +224,14 @@ impl RequestMetrics {
         Rc::new(Self { cells, local: PhantomData })
     }
 
-    /// A request began. Each call must be followed by one of [`Self::end`].
+    /// A request began. Each call must be followed by one of [`Self::end`] or [`Self::withdraw`].
     pub fn begin(&self) {
         self.cells.in_flight.add(1);
+    }
+
+    /// The request turned out to be one of other metrics, where it began as well.
+    pub fn withdraw(&self) {
+        self.cells.in_flight.sub(1);
     }
 
     /// The request ended `latency` after it began, with the final response's status or with none.

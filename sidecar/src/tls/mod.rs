@@ -5,6 +5,7 @@
 //! The configurations are made once for an identity's generation and shared by every connection of a worker.
 
 mod explain;
+mod late;
 mod refusal;
 #[cfg(test)]
 pub(crate) mod test_pki;
@@ -26,6 +27,7 @@ use crate::{
 };
 
 pub use explain::{TlsFailure, explain, explain_tls, find};
+pub use late::Late;
 pub use refusal::{PeerRefusal, WrongName};
 pub use verify::{PeerRules, check_name, verify_chain};
 
