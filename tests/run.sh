@@ -9,7 +9,7 @@ Usage: tests/run.sh [--fast]
 Installs what is missing (Debian packages, cargo-deny), then runs: format, clippy, build, unit and end-to-end tests,
 the quickstart, cargo deny. End-to-end tests and the quickstart make network namespaces and need root.
 
-  --fast   without end-to-end tests and quickstart
+  --fast   without what needs root: end-to-end tests, quickstart, tests of the redirection
   --help   this text
 TEXT
 }
@@ -58,9 +58,11 @@ install_tools() {
     local pair
     local -a missing=() as_root=()
     for pair in ip:iproute2 nft:nftables iptables:iptables dnsmasq:dnsmasq-base curl:curl tcpdump:tcpdump openssl:openssl jq:jq \
-        unshare:util-linux setpriv:util-linux ps:procps cc:gcc make:make; do
+        unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc make:make; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
+    # Only recommended by gcc.
+    [[ -e /usr/include/stdio.h ]] || missing+=(libc6-dev)
     if ((${#missing[@]})); then
         if ! command -v apt-get >/dev/null; then
             echo "missing (Debian's names): ${missing[*]}; install them with this system's package manager" >&2
@@ -91,6 +93,17 @@ build() {
     done
 }
 
+# Those of outrigger-iptables in tests/ make network namespaces.
+unit_tests() {
+    local -a all=(cargo test --locked --profile "$profile")
+    if [[ $fast == no ]]; then
+        "${all[@]}" --workspace --exclude outrigger-e2e
+    else
+        "${all[@]}" --workspace --exclude outrigger-e2e --exclude outrigger-iptables
+        "${all[@]}" -p outrigger-iptables --lib --bins
+    fi
+}
+
 namespaces_are_allowed() {
     [[ $EUID == 0 ]] || { echo "end-to-end tests need root; run this as root, or with --fast" >&2; return 1; }
     unshare --mount --net --pid --fork true || { echo "this container does not let root make namespaces: it needs CAP_SYS_ADMIN and CAP_NET_ADMIN; or use --fast" >&2; return 1; }
@@ -100,12 +113,14 @@ namespaces_are_allowed() {
 step "tools" install_tools
 step "format" cargo fmt --all --check
 step "clippy, warnings denied" cargo clippy --locked --workspace --all-targets --profile "$profile" -- -D warnings
+step "unit tests" unit_tests
+# After the unit tests, which leave binaries with the features of all packages behind.
 step "the binaries" build
-step "unit tests" cargo test --locked --profile "$profile" --workspace --exclude outrigger-e2e
 if [[ $fast == no ]]; then
     # Pods have ports, processors and a clock of their own to be judged by: a few at a time on a small machine.
     step "end-to-end tests" cargo test --locked --profile "$profile" -p outrigger-e2e -- --test-threads "${E2E_THREADS:-2}"
     step "quickstart" examples/quickstart.sh
+    step "the quickstart's promises" tests/quickstart.sh
 fi
 step "licences, bans, sources" cargo deny check bans licenses sources
 printf '\n%s%d steps passed%s in %d min %d s%s\n' "$green" "$passed" "$plain" $((SECONDS / 60)) $((SECONDS % 60)) \

@@ -89,12 +89,29 @@ pub fn remove(choice: Choice) -> Result<Report, Error> {
     let _lock = netns::lock()?;
     let mut notices = Vec::new();
     let mut backends = Vec::new();
+    let (mut first_error, mut left) = (None, false);
+    // A tool that fails must not keep the rules of another in place.
     for backend in backend::present(choice)? {
-        if backend.remove(&mut notices)? {
-            backends.push(backend.kind());
+        match backend.remove(&mut notices) {
+            Ok(true) => backends.push(backend.kind()),
+            Ok(false) => {}
+            Err(error) => {
+                left |= backend.holds_ours().unwrap_or(false);
+                first_error = first_error.or(Some((error, backend.describe())));
+            }
         }
     }
-    address::remove()?;
+    // Without rules of ours the address is somebody else's.
+    if !backends.is_empty() {
+        address::remove()?;
+    }
+    if let Some((error, tool)) = first_error {
+        // A tool that cannot even read cannot be the one that wrote the rules which were found elsewhere.
+        if left || backends.is_empty() {
+            return Err(error);
+        }
+        notices.push(format!("could not look for rules of ours with {tool}: {error}"));
+    }
     let why = if backends.is_empty() {
         "no rules of ours were there".to_owned()
     } else {

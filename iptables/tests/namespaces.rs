@@ -236,6 +236,26 @@ fn auto_says_what_it_chose_and_why_and_cleans_up_after_another_backend() {
     let after = state(&pod);
     assert!(!after.contains("OUTRIGGER") && !after.contains("outrigger") && !after.contains("::6"), "{after}");
     assert!(!before.contains("::6"));
+
+    // Where there is nothing of ours, an address that somebody else has added is theirs.
+    pod.sh("ip -6 addr add ::6/128 dev lo");
+    let output = tools.outrigger(&pod, "remove");
+    assert!(output.status.success() && state(&pod).contains("::6/128"), "{}", said(&output));
+}
+
+#[test]
+fn a_tool_that_does_not_work_keeps_no_rules_of_another_in_place() {
+    let (pod, tools) = (Namespace::new(), Tools::iptables("xtables-nft-multi"));
+    tools.replace("nft", "echo 'nft: cannot work today' >&2; exit 1");
+    assert!(tools.outrigger(&pod, "install").status.success());
+    assert!(state(&pod).contains("OUTRIGGER_") && state(&pod).contains("::6"), "{}", state(&pod));
+    let output = tools.outrigger(&pod, "remove");
+    let words = said(&output);
+    assert!(output.status.success() && words.contains("cannot work today"), "{words}");
+    assert!(!state(&pod).contains("OUTRIGGER_") && !state(&pod).contains("::6"), "{}", state(&pod));
+    // With nothing found, and a tool that could not look, it does not claim that nothing is there.
+    let output = tools.outrigger(&pod, "remove");
+    assert!(!output.status.success() && said(&output).contains("cannot work today"), "{}", said(&output));
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn part_a_mesh_that_waits_to_be_killed() {
 #[test]
 fn a_killed_test_leaves_nothing() {
     let mut test = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", "part_a_mesh_that_waits_to_be_killed"])
+        .args(["--ignored", "--exact", "--nocapture", "smoke::part_a_mesh_that_waits_to_be_killed"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();

@@ -51,6 +51,11 @@ pub enum StoreError {
     /// SQLite reported a failure.
     #[error("the CA's database failed: {0}; check the disk's space and the permissions of ca.db")]
     Sqlite(#[from] rusqlite::Error),
+    /// In another mode `synchronous=FULL` would not keep what was committed through a loss of power.
+    #[error(
+        "ca.db stays in journal mode \"{0}\": its file system does not offer what SQLite's WAL needs; keep the CA's folder on a local disk"
+    )]
+    NoWal(String),
     /// A newer program has been here.
     #[error("ca.db has schema version {found} and this program knows up to {known}; use the newer outrigger-ca again")]
     Newer {
@@ -76,7 +81,10 @@ impl Database {
         let mut connection =
             Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
+        let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+        if mode != "wal" {
+            return Err(StoreError::NoWal(mode));
+        }
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         migrate(&mut connection)?;

@@ -106,3 +106,27 @@ fn a_newer_schema_is_left_alone_and_a_lost_file_is_not_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     assert!(Database::open(&dir.path().join("ca.db")).is_err());
 }
+
+#[tokio::test]
+async fn nothing_is_done_for_a_caller_that_has_gone_before_its_turn() {
+    let file = file();
+    let (store, thread) = Store::spawn(Database::open(file.path()).unwrap()).unwrap();
+    let (begin, wait) = std::sync::mpsc::channel::<()>();
+    let busy = tokio::spawn({
+        let store = store.clone();
+        async move { store.run(move |_| wait.recv()).await }
+    });
+    tokio::task::yield_now().await;
+    let record = |serial: &'static str| {
+        let store = store.clone();
+        async move { store.run(move |db| db.transaction(|tx| append(tx, &entry(serial)))).await }
+    };
+    let impatient = tokio::time::timeout(std::time::Duration::from_millis(50), record("aa"));
+    assert!(impatient.await.is_err(), "it gave up");
+    begin.send(()).unwrap();
+    busy.await.unwrap().unwrap().unwrap();
+    record("bb").await.unwrap().unwrap();
+    drop(store);
+    thread.join().unwrap();
+    assert_eq!(serials(&Database::open(file.path()).unwrap()), ["bb"]);
+}

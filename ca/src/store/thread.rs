@@ -40,13 +40,17 @@ impl Store {
         Ok((Self { queue }, thread))
     }
 
-    /// Runs `work` on the thread. It is run to its end even when the caller has gone meanwhile.
+    /// Runs `work` on the thread. Once begun it is run to its end, even when the caller has gone meanwhile; a caller that
+    /// goes before is not worked for: a token must not be spent on a certificate that nobody can get any more.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Database) -> T + Send + 'static,
     ) -> Result<T, StoreGone> {
         let (reply, answer) = oneshot::channel();
         let work: Work = Box::new(move |database| {
+            if reply.is_closed() {
+                return;
+            }
             // Nobody may be waiting any more; what was done stays done.
             let _ = reply.send(work(database));
         });

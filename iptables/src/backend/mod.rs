@@ -68,7 +68,8 @@ impl Backend {
         }
     }
 
-    fn holds_ours(&self) -> Result<bool, Error> {
+    /// Whether rules of ours are there.
+    pub(crate) fn holds_ours(&self) -> Result<bool, Error> {
         match self {
             Backend::Nft(nft) => nft.holds_ours(),
             Backend::Iptables(iptables) => iptables.holds_ours(),
@@ -102,7 +103,7 @@ impl Backend {
         Ok(())
     }
 
-    fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self {
             Backend::Nft(_) => "nft".to_owned(),
             Backend::Iptables(iptables) => iptables.describe(),

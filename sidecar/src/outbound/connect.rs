@@ -72,13 +72,17 @@ pub(super) async fn http2(
             let (io, peer) = mesh(&worker, &service, &to, tls::ALPN_H2).await?;
             let refusal = Rc::<OnceCell<_>>::default();
             let told = {
-                let (worker, service, refusal) = (Rc::clone(&worker), Rc::clone(&service), Rc::clone(&refusal));
+                // A connection must not keep alive what it belongs to.
+                let (worker, service, to) = (Rc::clone(&worker), Rc::downgrade(&service), Rc::downgrade(&to));
+                let refusal = Rc::clone(&refusal);
                 move |failure| {
-                    let error = refused(&worker, &service, &to, &failure);
-                    tracing::warn!("{error}");
-                    service.connect_failed(&to, &error);
-                    // The first one is the one.
-                    let _ = refusal.set(error);
+                    if let (Some(service), Some(to)) = (service.upgrade(), to.upgrade()) {
+                        let error = refused(&worker, &service, &to, &failure);
+                        tracing::warn!("{error}");
+                        service.connect_failed(&to, &error);
+                        // The first one is the one.
+                        let _ = refusal.set(error);
+                    }
                 }
             };
             Ok(Made {
