@@ -204,7 +204,7 @@ enter() {
     [[ -n $pid ]] || cannot_begin "no quickstart is running" "start one in another terminal: examples/quickstart.sh --keep"
     local -a into=(nsenter --target "$pid" --mount --pid) environment=("PS1=[$pod] # " "PATH=$run/bin:$PATH" "HISTFILE=")
     [[ -r /proc/$pid/ns/user ]] || cannot_begin "the running quickstart (process $pid) is another user's" "run this as that user, or with sudo"
-    [[ $(readlink "/proc/$pid/ns/user") == $(readlink /proc/self/ns/user) ]] || into+=(--user)
+    [[ $(readlink "/proc/$pid/ns/user") == "$(readlink /proc/self/ns/user)" ]] || into+=(--user)
     (($#)) || set -- bash --norc -i
     if [[ $pod == node ]]; then
         exec "${into[@]}" --net -- env "${environment[@]}" "$@"
