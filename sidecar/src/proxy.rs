@@ -84,7 +84,10 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 pub fn run(config: Config) -> Result<(), RunError> {
     raise_file_limit();
     let runtime = Builder::new_current_thread().enable_all().build().map_err(system("the control runtime"))?;
-    runtime.block_on(control(Arc::new(config)))
+    let ended = runtime.block_on(control(Arc::new(config)));
+    // A look-up of the CA's name by the system's resolver may take a minute; nobody waits for it any more.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The sockets of one worker.

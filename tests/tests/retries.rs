@@ -3,9 +3,12 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Method, Request, Response};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use outrigger_e2e::{
@@ -16,9 +19,13 @@ use outrigger_e2e::{
         shop::{ORDERS, request, unhindered_orders},
     },
     pattern,
-    workload::body::PatternBody,
+    workload::{body::PatternBody, grpc::FrameBody},
 };
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+};
 
 /// What a request keeps of its body (`MAX_REPLAY` of the sidecar).
 const REPLAY: usize = 64 * 1024;
@@ -203,5 +210,74 @@ fn a_post_that_no_application_took_is_tried_elsewhere_whole() {
             }
             assert!(retries(&shop.client, why).await >= 1.0, "{why}: the first replica was tried");
         }
+    });
+}
+
+#[test]
+fn an_upload_that_goes_on_after_an_early_answer_is_sent_again_whole_or_not_at_all() {
+    const LENGTH: usize = 4 * REPLAY;
+    harness::run(async {
+        let settings = json!({ "retry": { "backoff": "400ms", "budget_floor": 100 } });
+        let mut shop = Shop::open(Mesh::new(), 2, 60, unhindered_orders(settings)).await;
+        shop.replicas.iter_mut().for_each(|replica| replica.origin.kill());
+        let applications = Applications::default();
+        // The first to be asked answers before it has read, and reads on.
+        let answered = Arc::new(Mutex::new(false));
+        let _scripts = [0, 1].map(|replica| {
+            let (answered, applications) = (Arc::clone(&answered), applications.clone());
+            script::connections(&shop.replicas[replica].pod, 8080, move |mut stream| {
+                let (answered, applications) = (Arc::clone(&answered), applications.clone());
+                async move {
+                    let mut text = Vec::new();
+                    let early = !std::mem::replace(&mut *answered.lock().unwrap(), true);
+                    if early {
+                        let _ = stream.read_buf(&mut text).await;
+                        let _ = stream.write_all(b"HTTP/1.1 503 Not Now\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+                    }
+                    while !text.ends_with(b"\r\n0\r\n\r\n") {
+                        if !stream.read_buf(&mut text).await.is_ok_and(|n| n > 0) {
+                            return;
+                        }
+                    }
+                    if !early {
+                        let length = text.iter().filter(|b| **b == b'!').count();
+                        applications.arrivals.lock().unwrap().push(Arrival { replica, length, is_pattern: false });
+                        let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                        let _ = stream.write_all(answer).await;
+                    }
+                }
+            })
+        });
+        let (mut whole, mut refused) = (0, 0);
+        for _ in 0..12 {
+            *answered.lock().unwrap() = false;
+            let (sender, receiver) = mpsc::channel(1);
+            let put = request(false, &Method::PUT, "/", FrameBody::new(receiver).boxed_unsync());
+            let sending = async {
+                let piece = Bytes::from(vec![b'!'; LENGTH / 16]);
+                for n in 0..16 {
+                    // The answer comes after the first piece; the rest in the time of the backoff.
+                    tokio::time::sleep(Duration::from_millis(if n == 1 { 60 } else { 4 })).await;
+                    if sender.send(Ok(Frame::data(piece.clone()))).await.is_err() {
+                        return;
+                    }
+                }
+                drop(sender);
+            };
+            let (reply, ()) = tokio::join!(shop.client.send(shop.replicas[0].pod.at4(8080), false, put), sending);
+            let arrived = applications.taken();
+            match reply.status.as_u16() {
+                200 => {
+                    assert_eq!(arrived.iter().map(|a| a.length).collect::<Vec<_>>(), [LENGTH]);
+                    whole += 1;
+                }
+                status => {
+                    assert!(arrived.is_empty(), "{status}: {arrived:?}");
+                    refused += 1;
+                }
+            }
+        }
+        println!("{whole} whole, {refused} refused");
+        assert!(whole > 0);
     });
 }

@@ -88,7 +88,10 @@ fn word<T: for<'de> Deserialize<'de>>(value: &str) -> Result<T, String> {
 }
 
 fn list<T: for<'de> Deserialize<'de>>(value: &str) -> Result<Vec<T>, String> {
-    value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(word).collect()
+    let items: Vec<_> =
+        value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(word).collect::<Result<_, _>>()?;
+    // An empty list would replace the file's and, where it says who may call, let everybody in.
+    if items.is_empty() { Err(format!("\"{value}\" lists nothing")) } else { Ok(items) }
 }
 
 /// Puts the `OUTRIGGER_` variables of `env` into `config`. Gives, for each path that was set, the variable's name.

@@ -109,8 +109,6 @@ struct Addresses {
     ttl: Option<Duration>,
     /// Whether a family was answered with records.
     found: bool,
-    /// NODATA of one family says nothing about the other one; NXDOMAIN does (RFC 8020).
-    nonexistent: bool,
     error: Option<String>,
 }
 
@@ -264,16 +262,19 @@ impl Dns {
     async fn addresses(&self, name: &Name, known: &mut Families) -> Addresses {
         let (v4, v6) =
             tokio::join!(self.family(name, RecordType::A, &known.v4), self.family(name, RecordType::AAAA, &known.v6));
-        let mut all = Addresses { ips: Vec::new(), ttl: None, found: false, nonexistent: false, error: None };
+        let mut all = Addresses { ips: Vec::new(), ttl: None, found: false, error: None };
+        let (mut found_anew, mut nonexistent) = (false, None);
         for (reply, last) in [(v4, &mut known.v4), (v6, &mut known.v6)] {
             let ttl = match reply {
                 Asked::Still { left } => left,
                 Asked::Anew(Reply::Records { data, ttl }) => {
                     last.keep(data.iter().filter_map(RData::ip_addr).collect(), ttl);
+                    found_anew |= !last.records.is_empty();
                     ttl
                 }
-                Asked::Anew(Reply::Empty { ttl, nonexistent }) => {
-                    all.nonexistent |= nonexistent;
+                Asked::Anew(Reply::Empty { ttl, nonexistent: name_too }) => {
+                    // NODATA of one family says nothing about the other one; NXDOMAIN does (RFC 8020).
+                    nonexistent = nonexistent.or(name_too.then_some(ttl));
                     last.keep(Vec::new(), ttl);
                     ttl
                 }
@@ -285,10 +286,13 @@ impl Dns {
             all.found |= !last.records.is_empty();
             all.ttl = Some(all.ttl.map_or(ttl, |other| other.min(ttl)));
         }
-        if all.nonexistent && !all.found {
-            // The name does not exist, whatever became of the other query.
-            *known = Families::default();
-            all.error = None;
+        if let Some(ttl) = nonexistent
+            && !found_anew
+        {
+            // The name does not exist, whatever became of the other query or is still known of it.
+            known.v4.keep(Vec::new(), ttl);
+            known.v6.keep(Vec::new(), ttl);
+            (all.ttl, all.found, all.error) = (Some(ttl), false, None);
         }
         all.ips = [&known.v4.records[..], &known.v6.records[..]].concat();
         all

@@ -161,10 +161,17 @@ impl ReplaySource {
         self.0.borrow().failed
     }
 
-    /// The body for the next try; those of earlier tries end with an error.
-    pub fn next_try(&self) -> Body {
+    /// Ends the bodies of earlier tries, so that none of them reads on, beyond what is kept, until the next try begins.
+    pub fn supersede(&self) {
         let mut source = self.0.borrow_mut();
         source.reader += 1;
+        source.starves = false;
+    }
+
+    /// The body for the next try; those of earlier tries end with an error.
+    pub fn next_try(&self) -> Body {
+        self.supersede();
+        let source = self.0.borrow();
         Body::Replay(Replay { source: Rc::clone(&self.0), reader: source.reader, position: 0, finished: false })
     }
 }

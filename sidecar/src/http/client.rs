@@ -146,6 +146,9 @@ pub struct Made<IO> {
     pub connection: Rc<ConnectionMetrics>,
     /// Its place among the service's connections.
     pub permit: Option<Permit>,
+    /// Whether a sidecar is at the other end, which lets itself be asked whether it is still there. Servers of gRPC end
+    /// connections that do so more often than they like (grpc-go: once in 5 minutes).
+    pub to_sidecar: bool,
 }
 
 impl H2Pool {
@@ -196,12 +199,13 @@ impl H2Pool {
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
+        let ask_every = made.to_sidecar.then_some(Duration::from_secs(10));
         let (sender, driver) = http2::Builder::new(LocalExec)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(64 * 1024)
-            .keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_interval(ask_every)
             .keep_alive_timeout(Duration::from_secs(5))
             .handshake(TokioIo::new(Metered::new(made.io, made.connection.meter())))
             .await

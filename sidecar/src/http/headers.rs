@@ -77,6 +77,31 @@ pub fn strip_mesh(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes what an application would take for one of the mesh's own headers: CGI and its kin read `_` and `-` as one
+/// (RFC 3875 section 4.1.18).
+pub fn strip_lookalikes(headers: &mut HeaderMap) {
+    let alike = |name: &HeaderName| {
+        name.as_str().contains('_') && {
+            let name = name.as_str().replace('_', "-");
+            name.starts_with(MESH_PREFIX) || name == CLIENT_CERT.as_str()
+        }
+    };
+    if headers.keys().any(alike) {
+        let forged: SmallVec<[HeaderName; 4]> = headers.keys().filter(|name| alike(name)).cloned().collect();
+        for name in forged {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Whether one of the protocols of an `Upgrade` header is HTTP itself.
+pub fn is_http(upgrade: &HeaderValue) -> bool {
+    upgrade.as_bytes().split(|b| *b == b',').any(|protocol| {
+        let name = protocol.trim_ascii().split(|b| *b == b'/').next().unwrap_or_default();
+        name.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"h2") || name.eq_ignore_ascii_case(b"http")
+    })
+}
+
 /// Whether a request's Connection header asks for an upgrade.
 pub fn asks_for_upgrade(headers: &HeaderMap) -> bool {
     headers
@@ -194,6 +219,22 @@ mod tests {
         let mut h = map(&[("outrigger-error", "forged"), ("outrigger-x", "y"), ("x-outrigger", "kept")]);
         strip_mesh(&mut h);
         assert_eq!(h, map(&[("x-outrigger", "kept")]));
+    }
+
+    #[test]
+    fn nobody_says_it_in_another_spelling() {
+        let mut h = map(&[("x_forwarded_client-cert", "forged"), ("outrigger_upgrade", "x"), ("x_other", "kept")]);
+        strip_lookalikes(&mut h);
+        assert_eq!(h, map(&[("x_other", "kept")]));
+    }
+
+    #[test]
+    fn http_is_told_from_other_protocols_wherever_it_is_named() {
+        for (upgrade, http) in
+            [("websocket", false), ("h2c", true), ("x, H2C", true), ("HTTP/2.0", true), ("h2x", false)]
+        {
+            assert_eq!(is_http(&HeaderValue::from_static(upgrade)), http, "{upgrade}");
+        }
     }
 
     #[test]

@@ -48,8 +48,10 @@ impl TunnelBody {
 /// How an upgraded connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// By one of its sides.
+    /// By both of its sides.
     Closed,
+    /// One of its sides broke.
+    Broke,
     /// Nothing moved for the idle time.
     Idle,
 }
@@ -64,38 +66,47 @@ pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incom
         let mut buffer = bytes::BytesMut::new();
         loop {
             buffer.reserve(PIECE);
-            match read.read_buf(&mut buffer).await {
+            let read = tokio::select! {
+                biased;
+                read = read.read_buf(&mut buffer) => read,
+                // The stream is gone, and with it who would take more.
+                () = sender.0.closed() => return Err(End::Broke),
+            };
+            match read {
                 Ok(n) if n > 0 => {
                     activity.touch();
                     if sender.0.send(Ok(buffer.split().freeze())).await.is_err() {
-                        return;
+                        return Ok(());
                     }
                 }
                 // Dropping the sender ends the stream's direction.
-                Ok(_) => return,
+                Ok(_) => return Ok(()),
                 Err(e) => {
                     // The other side must not take a broken connection for a finished one. It may be gone, too.
                     let _ = sender.0.send(Err(BodyError::Broke(e.kind()))).await;
-                    return;
+                    return Err(End::Broke);
                 }
             }
         }
     };
     let down = async {
-        while let Some(Ok(frame)) = incoming.frame().await {
+        while let Some(frame) = incoming.frame().await {
+            // A stream that broke off is no end: the connection is dropped as it is, in both directions.
+            let frame = frame.map_err(|_| End::Broke)?;
             activity.touch();
             if let Ok(data) = frame.into_data()
                 && (write.write_all(&data).await.is_err() || write.flush().await.is_err())
             {
-                return;
+                return Err(End::Broke);
             }
         }
         // The peer learns of the end; where it has gone already there is nobody to tell.
         let _ = write.shutdown().await;
+        Ok(())
     };
     tokio::select! {
         biased;
-        _ = async { tokio::join!(up, down) } => End::Closed,
+        ended = async { tokio::try_join!(up, down) } => ended.map_or_else(|broke| broke, |_| End::Closed),
         _ = activity.stalled() => End::Idle,
     }
 }
@@ -106,6 +117,7 @@ pub async fn join(first: Upgraded, second: Upgraded, idle: Option<Duration>) -> 
     let none = bytes::BytesMut::new();
     match copy_both(&mut first, &mut second, none.clone(), none, idle, |_, _| {}).await.1 {
         Ended::Idle => End::Idle,
-        Ended::Closed | Ended::FirstBroke(_) | Ended::SecondBroke(_) => End::Closed,
+        Ended::Closed => End::Closed,
+        Ended::FirstBroke(_) | Ended::SecondBroke(_) => End::Broke,
     }
 }

@@ -181,7 +181,7 @@ impl Peer {
     async fn ask(&self, request: Request<Incoming>) -> Result<Answer, ConnectError> {
         let by_stream = request.version() == Version::HTTP_2;
         let (parts, body) = request.into_parts();
-        let call = self.restore(parts)?;
+        let call = self.restore(parts, !http_body::Body::is_end_stream(&body))?;
         if let Some(protocol) = call.upgrade {
             return self.upgrade(call.parts, protocol, by_stream.then_some(body)).await;
         }
@@ -192,17 +192,19 @@ impl Peer {
     }
 
     /// Gives a request the form that the calling application gave it, without what only the mesh may say.
-    fn restore(&self, mut parts: Parts) -> Result<Call, ConnectError> {
+    fn restore(&self, mut parts: Parts, has_body: bool) -> Result<Call, ConnectError> {
         let bad = |e: headers::TargetError| ConnectError::new(Reason::BadRequest, e);
         let from_mesh = self.caller.is_mesh();
         let was_http1 =
             parts.version < Version::HTTP_2 || (from_mesh && parts.headers.contains_key(headers::ORIGINAL_PROTOCOL));
-        let mut upgrade = parts.headers.get(headers::MESH_UPGRADE).filter(|_| from_mesh).cloned();
+        let by_mesh = parts.headers.get(headers::MESH_UPGRADE).filter(|_| from_mesh).cloned();
         headers::strip_mesh(&mut parts.headers);
-        if let Some(asked) = headers::strip_hop_by_hop(&mut parts.headers, parts.version) {
-            let is_http = asked.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
-            upgrade = upgrade.or(Some(asked).filter(|_| !is_http));
-        }
+        headers::strip_lookalikes(&mut parts.headers);
+        let by_itself = headers::strip_hop_by_hop(&mut parts.headers, parts.version);
+        // RFC 9110 section 7.8: not in HTTP/1.0. Where there is a body the answer without an upgrade is right as well.
+        let by_itself = by_itself.filter(|_| parts.version == Version::HTTP_11 && !has_body);
+        // An application that began to speak HTTP on the connection would not have its requests looked at any more.
+        let upgrade = by_mesh.or(by_itself).filter(|protocol| !headers::is_http(protocol));
         match self.caller.certificate() {
             Some(certificate) => {
                 parts.headers.insert(headers::CLIENT_CERT, certificate.clone());
@@ -273,7 +275,7 @@ impl Peer {
         let (requests, connection) = (Rc::clone(&self.metrics), Rc::clone(&self.to_application));
         async move {
             let io = worker.inbound.applications.dial(destination).await?;
-            Ok(Made { io, refusal: Rc::default(), requests, connection, permit: None })
+            Ok(Made { io, refusal: Rc::default(), requests, connection, permit: None, to_sidecar: false })
         }
     }
 

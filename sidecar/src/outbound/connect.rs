@@ -91,6 +91,7 @@ pub(super) async fn http2(
                 requests: worker.metrics.requests(Direction::Outbound, service.spec.name.as_str(), peer.as_str()),
                 connection: worker.metrics.connections(Direction::Outbound, Transport::Mtls),
                 permit: Some(permit),
+                to_sidecar: true,
             })
         };
         return endpoint.h2.get(connect).await;
@@ -105,6 +106,7 @@ pub(super) async fn http2(
             requests: Rc::clone(&service.unattached),
             connection: worker.metrics.connections(Direction::Outbound, Transport::Plaintext),
             permit: Some(permit),
+            to_sidecar: false,
         })
     };
     endpoint.h2.get(connect).await
@@ -121,6 +123,7 @@ pub(super) async fn http1(worker: &Worker, service: &Service, endpoint: &Endpoin
         requests: Rc::clone(&service.unattached),
         connection: worker.metrics.connections(Direction::Outbound, Transport::Plaintext),
         permit: Some(permit),
+        to_sidecar: false,
     })
     .await
 }

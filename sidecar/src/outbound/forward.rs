@@ -96,6 +96,13 @@ impl Source {
         self.replay().is_some_and(ReplaySource::broke)
     }
 
+    /// Whatever earlier tries still send ends.
+    fn supersede(&self) {
+        if let Some(source) = self.replay() {
+            source.supersede();
+        }
+    }
+
     /// Whether the endpoint can only wait, for the workload to send more.
     fn starves(&self) -> bool {
         self.replay().is_some_and(ReplaySource::starves)
@@ -168,7 +175,9 @@ pub(super) async fn call(
     let outcome = match end {
         None => tries.await,
         Some(end) => tokio::time::timeout_at(end.at, tries).await.unwrap_or_else(|_| {
+            // A caller's own deadline may be as short as it likes.
             if let Some(endpoint) = asked.take()
+                && own.is_some_and(|own| own.at <= end.at)
                 && !source.starves()
             {
                 service.record(&endpoint, Outcome::LocalOrigin);
@@ -240,6 +249,8 @@ async fn tries(
         if !source.can_replay() || !retries.granted() {
             return result;
         }
+        // An upload goes on after its early answer, and would read more than is kept.
+        source.supersede();
         // Closes a stream whose response is not wanted before the wait, not after it.
         drop(result);
         retries.wait(endpoint, why).await;
@@ -360,17 +371,30 @@ async fn send(
     sent_at: &Cell<Option<Instant>>,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     if outgoing.version == Version::HTTP_2 {
-        let slot = connect::http2(worker, service, endpoint).await?;
-        sent_at.set(Some(Instant::now()));
-        let response = slot.connection().send(outgoing.request(source.next_try())).await;
-        let response = response.map_err(|mut e| {
+        let mut again = true;
+        loop {
+            let was_there = endpoint.h2.ready();
+            let was_reused = was_there.is_some();
+            let slot = match was_there {
+                Some(slot) => slot,
+                None => connect::http2(worker, service, endpoint).await?,
+            };
+            sent_at.set(Some(Instant::now()));
+            let mut e = match slot.connection().send(outgoing.request(source.next_try())).await {
+                Ok(response) => return Ok((response, Some(slot))),
+                Err(e) => e,
+            };
             if let Some(refusal) = slot.connection().refusal() {
-                return TryError::from(refusal.clone());
+                return Err(TryError::from(refusal.clone()));
             }
             let unsent = e.take_message().is_some();
-            failed(service, endpoint, &e.into_error(), unsent, source)
-        })?;
-        return Ok((response, Some(slot)));
+            let e = failed(service, endpoint, &e.into_error(), unsent, source);
+            // As below: the connection ended as we wrote.
+            if was_reused && unsent && source.can_replay() && std::mem::take(&mut again) {
+                continue;
+            }
+            return Err(e);
+        }
     }
     let mut reused = endpoint.h1.take();
     loop {

@@ -22,7 +22,7 @@ use crate::{
 pub(super) fn is_asked_for(request: &Request<Incoming>) -> bool {
     request.version() == Version::HTTP_11
         && headers::asks_for_upgrade(request.headers())
-        && request.headers().get(UPGRADE).is_some_and(|v| !v.as_bytes().to_ascii_lowercase().starts_with(b"h2c"))
+        && request.headers().get(UPGRADE).is_some_and(|v| !headers::is_http(v))
 }
 
 /// Forwards the request and, once the other side agrees, the bytes.

@@ -19,7 +19,7 @@ pub struct Late<IO, F> {
 }
 
 impl<IO, F: FnOnce(TlsFailure)> Late<IO, F> {
-    /// Calls `tell` once, with the first failure that is met.
+    /// Calls `tell` if a failure is met before the peer has said anything.
     pub fn new(io: IO, tell: F) -> Self {
         Self { io, tell: Some(tell) }
     }
@@ -36,17 +36,10 @@ impl<IO: AsyncRead + Unpin, F: FnOnce(TlsFailure)> Late<IO, F> {
 
     /// A write met a connection that the peer has closed: why may be among what was not read yet.
     fn closed(&mut self, cx: &mut Context<'_>) {
-        let mut rest = [0; 1_024];
-        while self.tell.is_some() {
-            let mut rest = ReadBuf::new(&mut rest);
-            match Pin::new(&mut self.io).poll_read(cx, &mut rest) {
-                Poll::Ready(Ok(())) if !rest.filled().is_empty() => {}
-                Poll::Ready(Err(e)) => {
-                    self.hear(&e);
-                    return;
-                }
-                Poll::Ready(Ok(())) | Poll::Pending => return,
-            }
+        if self.tell.is_some()
+            && let Poll::Ready(Err(e)) = Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut [0; 1_024]))
+        {
+            self.hear(&e);
         }
     }
 
@@ -61,8 +54,11 @@ impl<IO: AsyncRead + Unpin, F: FnOnce(TlsFailure)> Late<IO, F> {
 impl<IO: AsyncRead + Unpin, F: FnOnce(TlsFailure) + Unpin> AsyncRead for Late<IO, F> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        if let Poll::Ready(Err(e)) = &polled {
-            self.hear(e);
+        match &polled {
+            Poll::Ready(Err(e)) => self.hear(e),
+            // Who has said something has taken us.
+            Poll::Ready(Ok(())) if !buf.filled().is_empty() => self.tell = None,
+            Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         polled
     }
