@@ -232,7 +232,9 @@ fn an_upload_that_goes_on_after_an_early_answer_is_sent_again_whole_or_not_at_al
                     let early = !std::mem::replace(&mut *answered.lock().unwrap(), true);
                     if early {
                         let _ = stream.read_buf(&mut text).await;
-                        let _ = stream.write_all(b"HTTP/1.1 503 Not Now\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+                        let _ = stream
+                            .write_all(b"HTTP/1.1 503 Not Now\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                            .await;
                     }
                     while !text.ends_with(b"\r\n0\r\n\r\n") {
                         if !stream.read_buf(&mut text).await.is_ok_and(|n| n > 0) {
