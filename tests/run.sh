@@ -29,6 +29,8 @@ export PATH=$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin
 # What end-to-end tests and the quickstart run: optimised as a release, overflow checked. Clippy and the unit tests share
 # what takes a third of the time to compile.
 profile=e2e
+# From a fresh clone nothing is there to build on.
+[[ -z ${CI-} ]] || export CARGO_INCREMENTAL=0
 
 bold='' green='' red='' plain=''
 if [[ -t 1 && -z ${NO_COLOR-} ]]; then

@@ -118,7 +118,7 @@ fn a_post_that_was_taken_and_then_lost_is_not_sent_twice() {
 }
 
 #[test]
-fn a_stream_that_the_application_refused_is_tried_elsewhere_as_if_its_sidecar_had() {
+fn a_stream_that_the_application_refused_or_lost_is_tried_elsewhere_as_if_its_sidecar_had() {
     harness::run(async {
         let mut shop = Shop::open(Mesh::new(), 2, 60, unhindered_orders(json!({}))).await;
         let (acts, arrivals) = (Arc::default(), Arrivals::default());
@@ -126,16 +126,18 @@ fn a_stream_that_the_application_refused_is_tried_elsewhere_as_if_its_sidecar_ha
             shop.replicas[n].origin.kill();
             script::frames(&shop.replicas[n].pod, 8080, ["first", "second"][n], &acts, &arrivals)
         });
-        for (act, tries) in [(Act::Refuse, 2), (Act::GoAwayBefore, 2), (Act::Reset, 1), (Act::GoAwayAfter, 1)] {
+        let both = |act| [(Method::POST, act), (Method::GET, act)];
+        for (method, act) in [Act::Refuse, Act::GoAwayBefore, Act::Reset, Act::GoAwayAfter].into_iter().flat_map(both) {
             *acts.lock().unwrap() = vec![act];
-            let reply = shop
-                .client
-                .send(shop.replicas[0].pod.at4(8080), true, request(true, &Method::POST, "/", body("x")))
-                .await;
+            let data = if method == Method::POST { "x" } else { "" };
+            let reply =
+                shop.client.send(shop.replicas[0].pod.at4(8080), true, request(true, &method, "/", body(data))).await;
             let arrived = std::mem::take(&mut *arrivals.lock().unwrap());
-            assert_eq!(arrived.len(), tries, "{act:?}: {arrived:?}: {}", reply.text());
-            let told = if tries == 2 { (200, "") } else { (502, "application_reset") };
-            assert_eq!((reply.status.as_u16(), reply.header("outrigger-error")), told, "{act:?}: {}", reply.text());
+            let again = method == Method::GET || matches!(act, Act::Refuse | Act::GoAwayBefore);
+            let context = format!("{method} {act:?}: {arrived:?}: {}", reply.text());
+            assert_eq!(arrived.len(), if again { 2 } else { 1 }, "{context}");
+            let told = if again { (200, "") } else { (502, "application_reset") };
+            assert_eq!((reply.status.as_u16(), reply.header("outrigger-error")), told, "{context}");
         }
     });
 }

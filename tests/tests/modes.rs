@@ -253,6 +253,29 @@ fn an_opaque_service_gets_its_bytes_as_they_are() {
     });
 }
 
+#[test]
+fn an_opaque_service_gets_no_byte_in_the_clear_before_its_addresses_are_known() {
+    harness::run(async {
+        let mesh = Mesh::new();
+        let pod = mesh.pod("client");
+        Ca::init(&mesh).issue(&pod, &[], "1h");
+        let legacy = Legacy::open(&mesh).await;
+        mesh.dns.set("db.mesh", 60, &legacy.pod.ips());
+        mesh.dns.fail(Some(harness::dns::Fault::ServFail));
+        let config = json!({ "services": [{ "name": "db.mesh", "port": 9000, "protocol": "opaque" }] });
+        let _sidecar = Sidecar::start(&mesh, &pod, config).await;
+        for address in [legacy.pod.at4(9000), legacy.pod.at6(9000)] {
+            echoes(&pod, address).await.expect_err("nobody knows whose address it is");
+        }
+        let refused = [("direction", "outbound"), ("reason", "no_endpoints")];
+        assert_eq!(pod.metric("outrigger_errors_total", &refused).await, 2.0);
+        // Other ports are not held up by it.
+        assert_eq!(pod.get(legacy.pod.at4(8080), "legacy.example:8080", "/").await.status, 200);
+        let passed = [("direction", "outbound"), ("transport", "passthrough")];
+        assert_eq!(pod.metric("outrigger_connections_total", &passed).await, 1.0);
+    });
+}
+
 /// A folder that is `/var/lib` in the pod, with a certificate where an empty configuration looks for it.
 fn var_lib(ca: &Ca, pod: &Pod, names: &[&str]) -> PathBuf {
     let issued = ca.issue(pod, names, "1h");

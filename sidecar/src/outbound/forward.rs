@@ -287,9 +287,15 @@ fn response_retry(service: &Service, outgoing: &Outgoing, response: &Response<In
     // Only a sidecar's word counts, and it lets no application use the header.
     if service.is_mesh()
         && let Some(code) = response.headers().get(headers::ERROR)
-        && Reason::unprocessed(code.as_bytes())
     {
-        return Some("unprocessed");
+        if Reason::unprocessed(code.as_bytes()) {
+            return Some("unprocessed");
+        }
+        // What would have been a broken connection of ours, had there been no sidecar in between.
+        let lost = Reason::ApplicationReset.code();
+        if code.as_bytes() == lost.as_bytes() && outgoing.method.is_idempotent() {
+            return Some(lost);
+        }
     }
     let listed = service.spec.retry.codes.contains(&response.status().as_u16());
     (listed && outgoing.method.is_idempotent()).then_some("status")

@@ -108,7 +108,7 @@ impl Client {
             .as_ref()
             .and_then(|authority| detect::host_of(authority.as_str()))
             .and_then(|host| self.worker.services.by_host(&self.worker, &host, port));
-        let service = match by_name.or_else(|| self.worker.services.by_address(&self.worker, self.destination)) {
+        let service = match by_name.or_else(|| self.worker.services.by_address(self.destination)) {
             Some(service) => service,
             None => self.passthrough()?,
         };

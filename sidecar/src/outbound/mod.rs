@@ -48,13 +48,20 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream) {
         Ok(destination) => destination,
         Err(refused) => return refuse(&worker, &stream, &refused),
     };
-    let named_by_address = worker.services.by_address(&worker, destination);
+    let named_by_address = match by_address(&worker, destination, Service::is_opaque).await {
+        Ok(service) => service,
+        Err(refused) => return refuse(&worker, &stream, &refused),
+    };
     let silence = worker.config().outbound.detect_delay.get();
     let looked: Result<Look<Carries, _>, ConnectError> = if let Some(service) = opaque_by_config(&named_by_address) {
         Ok(Look { found: Some(Carries::Bytes(service)), bytes: bytes::BytesMut::new(), upstream: None })
     } else {
         let decide = |bytes: &[u8]| decide(&worker, destination, &named_by_address, bytes);
-        look(&mut stream, silence, decide, || opaque::dial(&worker, named_by_address.clone(), destination)).await
+        let dial = async || {
+            let service = by_address(&worker, destination, |_| true).await?;
+            opaque::dial(&worker, service, destination).await
+        };
+        look(&mut stream, silence, decide, dial).await
     };
     let looked = match looked {
         Ok(looked) => looked,
@@ -66,9 +73,10 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream) {
         Some(Carries::Bytes(service)) => {
             opaque::carry(worker, stream, looked.bytes, None, Some(service), destination).await;
         }
-        None => {
-            opaque::carry(worker, stream, looked.bytes, looked.upstream, named_by_address, destination).await;
-        }
+        None => match by_address(&worker, destination, |_| true).await {
+            Ok(service) => opaque::carry(worker, stream, looked.bytes, looked.upstream, service, destination).await,
+            Err(refused) => refuse(&worker, &stream, &refused),
+        },
     }
 }
 
@@ -86,6 +94,38 @@ fn begin(worker: &Worker, stream: &TcpStream) -> Result<SocketAddr, ConnectError
         ));
     }
     Ok(destination)
+}
+
+/// The service that has an endpoint at `destination`.
+///
+/// Where discovery has not said yet where the services of this port are, the first answer for those that `may_be` meant
+/// is waited for. A service that is opaque is known by its addresses alone: as long as none is known, a connection to
+/// its port is refused, since the bytes may be those that only a sidecar may get.
+async fn by_address(
+    worker: &Rc<Worker>,
+    destination: SocketAddr,
+    may_be: impl Fn(&Service) -> bool,
+) -> Result<Option<Rc<Service>>, ConnectError> {
+    let known = worker.services.by_address(destination);
+    if known.is_some() {
+        return Ok(known);
+    }
+    for service in worker.services.unknown_at(worker, destination.port()) {
+        if !may_be(&service) {
+            continue;
+        }
+        service.first_answer().await;
+        let known = worker.services.by_address(destination);
+        if known.is_some() {
+            return Ok(known);
+        }
+        if service.is_opaque() && service.is_unknown() {
+            let (name, why) = (&service.spec.name, service.nobody().message);
+            let text = format_args!("{destination} may be an endpoint of the opaque service {name}, but {why}");
+            return Err(ConnectError::new(Reason::NoEndpoints, text));
+        }
+    }
+    Ok(None)
 }
 
 fn opaque_by_config(service: &Option<Rc<Service>>) -> Option<Rc<Service>> {

@@ -229,13 +229,7 @@ impl Service {
                 self.metrics.circuit_open(full.which());
                 ConnectError::new(Reason::CircuitOpen, format_args!("too many requests wait for {}", self.spec.name))
             })?;
-            let first_answer = async {
-                while self.is_resolving() {
-                    self.changed.notified().await;
-                }
-            };
-            // Without an answer in time the state says so below.
-            let _ = tokio::time::timeout(self.spec.timeouts.connect.get(), first_answer).await;
+            self.first_answer().await;
             drop(pending);
             if let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried) {
                 return Ok(endpoint);
@@ -248,7 +242,23 @@ impl Service {
         matches!(*self.state.borrow(), SetState::Resolving)
     }
 
-    fn nobody(&self) -> ConnectError {
+    /// Whether discovery has never said where it is.
+    pub fn is_unknown(&self) -> bool {
+        matches!(*self.state.borrow(), SetState::Resolving | SetState::Failed { .. })
+    }
+
+    /// Waits for the first answer of discovery, within `timeouts.connect`; without one the state says so afterwards.
+    pub async fn first_answer(&self) {
+        let answered = async {
+            while self.is_resolving() {
+                self.changed.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(self.spec.timeouts.connect.get(), answered).await;
+    }
+
+    /// Why there is no endpoint to pick.
+    pub fn nobody(&self) -> ConnectError {
         let name = &self.spec.name;
         let total = self.balancer.borrow().endpoints().len();
         if total > 0 {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::service::{Service, ServiceSpec};
 use crate::{
-    config::{Config, Host},
+    config::{Config, Host, MtlsMode},
     worker::Worker,
 };
 
@@ -30,6 +30,8 @@ struct FromName {
 /// Finds services by name and by address.
 pub struct Services {
     configured: FxHashMap<(Host, u16), usize>,
+    /// The configured services that go through the mesh, by their port.
+    required: FxHashMap<u16, Vec<usize>>,
     made: RefCell<Vec<Option<Rc<Service>>>>,
     from_names: RefCell<FxHashMap<(Host, u16), FromName>>,
     addresses: RefCell<FxHashMap<SocketAddr, Weak<Service>>>,
@@ -45,14 +47,18 @@ impl Services {
     /// The services of `config`; none is started yet.
     pub fn new(config: &Config) -> Self {
         let mut configured = FxHashMap::default();
+        let mut required = FxHashMap::<u16, Vec<usize>>::default();
         for (index, service) in config.services.iter().enumerate() {
+            if service.mtls == MtlsMode::Required {
+                required.entry(service.port).or_default().push(index);
+            }
             let hosts = if service.hosts.is_empty() { std::slice::from_ref(&service.name) } else { &service.hosts };
             for host in hosts {
                 configured.insert((host.clone(), service.port), index);
             }
         }
         let made = RefCell::new(vec![None; config.services.len()]);
-        Self { configured, made, from_names: RefCell::default(), addresses: RefCell::default() }
+        Self { configured, required, made, from_names: RefCell::default(), addresses: RefCell::default() }
     }
 
     /// Starts every configured service, so that its endpoints are known before the first call.
@@ -106,8 +112,16 @@ impl Services {
     }
 
     /// The service that has an endpoint at `address`.
-    pub fn by_address(&self, _worker: &Worker, address: SocketAddr) -> Option<Rc<Service>> {
+    pub fn by_address(&self, address: SocketAddr) -> Option<Rc<Service>> {
         self.addresses.borrow().get(&address).and_then(Weak::upgrade)
+    }
+
+    /// The configured services that go through the mesh and of which discovery has never said where they are: who dials
+    /// `port` may mean one of them.
+    pub fn unknown_at(&self, worker: &Rc<Worker>, port: u16) -> Vec<Rc<Service>> {
+        let indices = self.required.get(&port).map_or(&[][..], Vec::as_slice);
+        let services = indices.iter().filter_map(|index| self.configured_service(worker, *index));
+        services.filter(|service| service.is_unknown()).collect()
     }
 
     /// Records where a service's endpoints are now.

@@ -78,6 +78,11 @@ impl Sidecar {
         Self(pod.start_with(SIDECAR, "outrigger-sidecar", &[&["run"], args].concat(), env))
     }
 
+    /// The process alone.
+    pub fn into_process(self) -> Process {
+        self.0
+    }
+
     /// Waits until `/readyz` says so.
     pub async fn ready(&mut self, pod: &Pod) {
         super::eventually("the sidecar is ready", Duration::from_secs(15), || {
