@@ -142,7 +142,7 @@ fn static_endpoints_need_no_dns() {
         let report = client.load(&load).report().await;
         assert_none_failed(&report);
         for name in ["one", "two"] {
-            assert!(report["replicas"][name].as_u64().unwrap_or(0) > 20, "{report}");
+            assert!(report["replicas"][name].as_u64().unwrap_or(0) > 0, "{report}");
         }
         origins[0].kill();
         let report = client.load(&load).report().await;
