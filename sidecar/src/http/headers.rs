@@ -25,6 +25,10 @@ const UPGRADE_TOKEN: HeaderValue = HeaderValue::from_static("upgrade");
 /// Removes the headers that belong to one connection (RFC 9110 section 7.6.1) and gives back the protocol of an
 /// upgrade that was asked for.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Option<HeaderValue> {
+    // A look at the names costs less than one search for a name that is not there, and most messages have none.
+    if !headers.keys().any(is_hop_by_hop) {
+        return None;
+    }
     let mut upgrade = None;
     if version < Version::HTTP_2 && headers.contains_key(CONNECTION) {
         let mut named: SmallVec<[HeaderName; 4]> = SmallVec::new();
@@ -64,6 +68,11 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Option<Hea
         }
     }
     upgrade
+}
+
+/// Whether [`strip_hop_by_hop`] has something to do with a header of this name.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    [CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION].contains(name)
 }
 
 /// Removes every header that only a sidecar may set.
