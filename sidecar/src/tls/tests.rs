@@ -305,7 +305,7 @@ async fn an_unknown_protocol_is_refused_by_name_and_none_at_all_is_detected() {
 #[tokio::test]
 async fn tls_1_2_is_refused_by_name() {
     let pki = Pki::new();
-    let mut config = ClientConfig::builder_with_provider(provider().clone())
+    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS12])
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
