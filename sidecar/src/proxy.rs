@@ -19,12 +19,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::{
     net::{TcpListener, TcpStream},
-    runtime::Builder,
+    runtime::{Builder, LocalOptions},
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
-    task::{LocalSet, spawn_local},
+    task::spawn_local,
     time::Instant,
 };
 
@@ -227,8 +228,9 @@ impl Drop for DownTogether {
 }
 
 fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listeners) -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, async move {
+    // One queue for all tasks, whoever wakes them: what waits for the end of a turn (`net::gathered`) comes last.
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(async move {
         let worker = Worker::new(index, shared, busy);
         worker.services.start(&worker);
         for listener in listeners.outbound {
@@ -264,11 +266,8 @@ async fn accept<S, F>(
                 listen::reset_on_close(&stream);
                 return true;
             };
-            let serving = serve(Rc::clone(&worker), stream, peer);
-            spawn_local(async move {
-                serving.await;
-                drop(entered);
-            });
+            // No async block: it would hold the connection twice, as what it has captured and as what it awaits.
+            spawn_local(serve(Rc::clone(&worker), stream, peer).map(move |()| drop(entered)));
             true
         }
         Err(error) => {

@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{Body, LocalExec};
 use crate::{
-    net::Metered,
+    net::{Gathered, Metered},
     reason::Reason,
     resilience::Permit,
     telemetry::{ConnectionMetrics, RequestMetrics},
@@ -207,7 +207,7 @@ impl H2Pool {
             .max_header_list_size(64 * 1024)
             .keep_alive_interval(ask_every)
             .keep_alive_timeout(Duration::from_secs(5))
-            .handshake(TokioIo::new(Metered::new(made.io, made.connection.meter())))
+            .handshake(TokioIo::new(Gathered::new(Metered::new(made.io, made.connection.meter()))))
             .await
             .map_err(|e| match tls::find(&e) {
                 Some(refusal) => ConnectError::new(Reason::TlsFailed, format_args!("no mTLS: {}", refusal.message)),

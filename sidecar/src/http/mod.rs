@@ -17,10 +17,8 @@ pub use body::Body;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LocalExec;
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExec {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        tokio::task::spawn_local(future);
     }
 }

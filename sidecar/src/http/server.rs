@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
 
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -16,6 +17,7 @@ use super::{
     bad_head::{Doing, Watching},
     client::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
+use crate::net::Gathered;
 
 /// Streams that one HTTP/2 connection may have open at once.
 const MAX_STREAMS: u32 = 1_024;
@@ -32,8 +34,9 @@ where
     let doing = Doing::default();
     let service = service_fn(|request| {
         doing.begin();
-        let (response, doing) = (handler(request), doing.clone());
-        async move { Ok::<_, Infallible>(doing.answer(response.await)) }
+        let doing = doing.clone();
+        // No async block: it would hold the handler twice, as what it has captured and as what it awaits.
+        handler(request).map(move |response| Ok::<_, Infallible>(doing.answer(response)))
     });
     let io = Watching::new(io, doing.clone());
     let connection = http1::Builder::new()
@@ -58,10 +61,7 @@ where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + 'static,
 {
-    let service = service_fn(|request| {
-        let response = handler(request);
-        async move { Ok::<_, Infallible>(response.await) }
-    });
+    let service = service_fn(|request| handler(request).map(Ok::<_, Infallible>));
     let connection = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .auto_date_header(false)
@@ -71,7 +71,7 @@ where
         .max_header_list_size(MAX_HEADERS)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10))
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(Gathered::new(io)), service);
     let mut connection = pin!(connection);
     tokio::select! {
         biased;

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::body::{Activity, BodyError};
-use crate::net::copy::{Ended, copy_both};
+use crate::net::copy::{Ended, Side, copy_both};
 
 /// Pieces on their way from the socket to the stream; more would only add latency.
 const IN_FLIGHT: usize = 4;
@@ -110,6 +110,8 @@ pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incom
         _ = activity.stalled() => End::Idle,
     }
 }
+
+impl Side for TokioIo<Upgraded> {}
 
 /// The same between two upgraded connections.
 pub async fn join(first: Upgraded, second: Upgraded, idle: Option<Duration>) -> End {

@@ -183,7 +183,7 @@ impl Peer {
         let (parts, body) = request.into_parts();
         let call = self.restore(parts, !http_body::Body::is_end_stream(&body))?;
         if let Some(protocol) = call.upgrade {
-            return self.upgrade(call.parts, protocol, by_stream.then_some(body)).await;
+            return Box::pin(self.upgrade(call.parts, protocol, by_stream.then_some(body))).await;
         }
         let activity = Activity::new(None);
         let source = (!http_body::Body::is_end_stream(&body)).then(|| ReplaySource::new(body, Rc::clone(&activity)));
@@ -241,7 +241,11 @@ impl Peer {
             Request::from_parts(parts.clone(), body)
         };
         if parts.version == Version::HTTP_2 {
-            let slot = self.pools.h2.get(|| self.made()).await?;
+            let slot = match self.pools.h2.ready() {
+                Some(slot) => slot,
+                // Rare and large: a request should not carry the room for it along.
+                None => Box::pin(self.pools.h2.get(|| self.made())).await?,
+            };
             return slot.connection().send(request()).await.map_err(broke_off);
         }
         let mut reused = self.pools.h1.take();
@@ -249,7 +253,7 @@ impl Peer {
             let was_reused = reused.is_some();
             let mut sender = match reused.take() {
                 Some(sender) => sender,
-                None => self.http1().await?,
+                None => Box::pin(self.http1()).await?,
             };
             match sender.try_send_request(request()).await {
                 Ok(response) => {

@@ -31,7 +31,7 @@ use crate::{
     config::{Config, IdPattern, InboundMode, InboundPort, Protocol},
     http::client::ConnectError,
     net::{
-        Peeked,
+        Peeked, ReadAhead,
         detect::{self, Kind},
         listen,
         look::{Look, look},
@@ -212,7 +212,7 @@ async fn mesh(
     };
     let stream = tokio::select! {
         biased;
-        accepted = TlsAcceptor::from(config).accept(io).into_fallible() => match accepted {
+        accepted = TlsAcceptor::from(config).accept(ReadAhead::new(io)).into_fallible() => match accepted {
             Ok(stream) => stream,
             Err((e, io)) => {
                 tokio::task::spawn_local(hear_out(io, place));
@@ -244,7 +244,7 @@ async fn mesh(
 }
 
 /// Lets a refused peer read why: closing a connection with bytes of it unread would reset it and take our alert along.
-async fn hear_out(mut io: Peeked, place: Place) {
+async fn hear_out(mut io: ReadAhead<Peeked>, place: Place) {
     let ended = async {
         let mut rest = [0; 4_096];
         if io.shutdown().await.is_ok() {
@@ -260,7 +260,7 @@ async fn hear_out(mut io: Peeked, place: Place) {
 
 async fn serve_mesh(
     worker: &Rc<Worker>,
-    stream: TlsStream<Peeked>,
+    stream: TlsStream<ReadAhead<Peeked>>,
     caller: Caller,
     alpn: &[u8],
     destination: SocketAddr,
@@ -272,7 +272,16 @@ async fn serve_mesh(
     if !caller.is_allowed() {
         return Err(ConnectError::new(Reason::NotAllowed, caller.refusal(destination)));
     }
-    opaque::carry(worker, stream, |s| s.get_ref().0.tcp(), None, BytesMut::new(), Transport::Mtls, destination).await
+    opaque::carry(
+        worker,
+        stream,
+        |s| s.get_ref().0.get_ref().tcp(),
+        None,
+        BytesMut::new(),
+        Transport::Mtls,
+        destination,
+    )
+    .await
 }
 
 /// Serves what is not mesh mTLS, by the mode of its port.

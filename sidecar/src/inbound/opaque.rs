@@ -3,10 +3,7 @@
 use std::{net::SocketAddr, rc::Rc};
 
 use bytes::BytesMut;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 
 use crate::{
     http::client::ConnectError,
@@ -28,7 +25,7 @@ pub(super) async fn carry<IO>(
     destination: SocketAddr,
 ) -> Result<(), ConnectError>
 where
-    IO: AsyncRead + AsyncWrite + Unpin,
+    IO: copy::Side,
 {
     let dialled = match application {
         Some(application) => Ok(application),

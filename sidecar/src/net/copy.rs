@@ -2,7 +2,8 @@
 //! held while nothing moves.
 //!
 //! All connections of a worker read into one buffer of the thread; only what the other side did not take at once is
-//! kept with the connection, and reading pauses until it is gone.
+//! kept with the connection, and reading pauses until it is gone. Between two plain sockets large pieces are not read at
+//! all but moved by the kernel, see [`super::pipe`].
 
 use std::{
     cell::RefCell,
@@ -16,17 +17,40 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::Instant,
 };
 
+use tokio_rustls::server::TlsStream;
+
+use super::pipe::Pipe;
+
 /// Large enough for four TLS records of 16 KiB in one turn.
 const SCRATCH: usize = 64 * 1024;
+/// A read of this much is a bulk transfer; a move of less is the end of one. In between nothing is gained by a change.
+const BULK: (usize, usize) = (32 * 1024, 8 * 1024);
 /// Reads in one turn before other connections get theirs.
 const READS_A_TURN: usize = 8;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
 }
+
+/// A side of the copying.
+pub trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// The socket, where its bytes are those of the connection, so that the kernel may move them.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Side for TcpStream {
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Side for TlsStream<IO> {}
 
 /// Bytes that moved.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +85,9 @@ struct Half {
     pending: BytesMut,
     unflushed: bool,
     copied: u64,
+    /// The last read was a large one.
+    bulk: bool,
+    pipe: Option<Pipe>,
 }
 
 enum Broke {
@@ -68,18 +95,32 @@ enum Broke {
     Writer(io::Error),
 }
 
+impl Drop for Half {
+    fn drop(&mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
+    }
+}
+
 impl Half {
     fn new(first_bytes: BytesMut) -> Self {
-        Self { step: Step::Copying, pending: first_bytes, unflushed: false, copied: 0 }
+        Self { step: Step::Copying, pending: first_bytes, unflushed: false, copied: 0, bulk: false, pipe: None }
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Broke>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Side,
+        W: Side,
     {
         let mut reads = 0;
         loop {
+            if let Some(pipe) = self.pipe.as_mut().filter(|p| p.held() > 0)
+                && let Some(to) = writer.plain()
+            {
+                self.copied += ready!(pipe.poll_empty(cx, to)).map_err(Broke::Writer)? as u64;
+                continue;
+            }
             while !self.pending.is_empty() {
                 let n = ready!(Pin::new(&mut *writer).poll_write(cx, &self.pending)).map_err(Broke::Writer)?;
                 if n == 0 {
@@ -109,7 +150,11 @@ impl Half {
                         return Poll::Pending;
                     }
                     reads += 1;
-                    match self.poll_read_once(cx, reader, writer) {
+                    let moved = match (self.bulk, reader.plain(), writer.plain()) {
+                        (true, Some(from), Some(_)) => self.poll_fill(cx, from),
+                        _ => self.poll_read_once(cx, reader, writer),
+                    };
+                    match moved {
                         Poll::Ready(Ok(true)) => {}
                         Poll::Ready(Ok(false)) => self.step = Step::ShuttingDown,
                         Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
@@ -122,6 +167,30 @@ impl Half {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Fills the pipe; false at the end of the bytes. Who waits for bytes holds no pipe.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<Result<bool, Broke>> {
+        let mut pipe = match self.pipe.take().map_or_else(Pipe::take, Ok) {
+            Ok(pipe) => pipe,
+            Err(error) => {
+                tracing::debug!(%error, "no pipe: bytes are copied");
+                self.bulk = false;
+                return Poll::Ready(Ok(true));
+            }
+        };
+        let polled = pipe.poll_fill(cx, from);
+        match polled {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.bulk = n >= BULK.1;
+                self.pipe = Some(pipe);
+                Poll::Ready(Ok(true))
+            }
+            other => {
+                pipe.give_back();
+                other.map(|filled| filled.map(|_| false).map_err(Broke::Reader))
             }
         }
     }
@@ -144,6 +213,7 @@ impl Half {
             if bytes.is_empty() {
                 return Poll::Ready(Ok(false));
             }
+            self.bulk = bytes.len() >= BULK.0;
             while !bytes.is_empty() {
                 match Pin::new(&mut *writer).poll_write(cx, bytes) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(Broke::Writer(io::ErrorKind::WriteZero.into()))),
@@ -175,8 +245,8 @@ pub async fn copy_both<A, B>(
     mut progress: impl FnMut(u64, u64),
 ) -> (Copied, Ended)
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Side,
+    B: Side,
 {
     let (mut to_second, mut to_first) = (Half::new(forth), Half::new(back));
     let mut told = Copied::default();
@@ -223,6 +293,44 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+
+    impl Side for tokio::io::DuplexStream {}
+
+    async fn sockets() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connected = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (connected, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn the_kernel_moves_every_byte_both_ways_and_ends_each_by_itself() {
+        let ((mut client, mut a), (mut b, mut server)) = (sockets().await, sockets().await);
+        let sent: Vec<u8> = (0..20_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let copying = async { copy_both(&mut a, &mut b, BytesMut::new(), BytesMut::new(), None, |_, _| {}).await };
+        let (mut client_read, mut client_write) = client.split();
+        let (mut server_read, mut server_write) = server.split();
+        let talk = async {
+            client_write.write_all(&sent).await.unwrap();
+            client_write.shutdown().await.unwrap();
+        };
+        let answer = async {
+            // Slow to begin with, so that what is under way waits in the pipe.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mut got = Vec::new();
+            server_read.read_to_end(&mut got).await.unwrap();
+            server_write.write_all(&got).await.unwrap();
+            server_write.shutdown().await.unwrap();
+        };
+        let hear = async {
+            let mut got = Vec::new();
+            client_read.read_to_end(&mut got).await.unwrap();
+            got
+        };
+        let ((copied, ended), (), (), got) = tokio::join!(copying, talk, answer, hear);
+        assert!(got == sent, "the bytes are the same");
+        assert_eq!(copied, Copied { forth: 20_000_000, back: 20_000_000 });
+        assert!(matches!(ended, Ended::Closed));
+    }
 
     #[tokio::test]
     async fn one_direction_ends_and_the_other_goes_on() {

@@ -1,14 +1,19 @@
 //! Sockets: listening, the original destination, what the first bytes say, copying bytes.
 
+pub mod ahead;
 pub mod connect;
 pub mod copy;
 pub mod detect;
+pub mod gathered;
 pub mod listen;
 pub mod look;
 pub mod metered;
 pub mod peeked;
+pub mod pipe;
 pub mod stream;
 
+pub use ahead::ReadAhead;
+pub use gathered::Gathered;
 pub use metered::Metered;
 pub use peeked::Peeked;
 pub use stream::Upstream;

@@ -12,6 +12,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::copy::Side;
+
 /// A stream that first gives back the bytes that were read from it to find out what it carries.
 #[derive(Debug)]
 pub struct Peeked {
@@ -28,6 +30,12 @@ impl Peeked {
     /// The socket.
     pub fn tcp(&self) -> &TcpStream {
         &self.stream
+    }
+}
+
+impl Side for Peeked {
+    fn plain(&self) -> Option<&TcpStream> {
+        self.prefix.is_empty().then_some(&self.stream)
     }
 }
 

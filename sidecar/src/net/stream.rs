@@ -12,13 +12,15 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
+use super::{ReadAhead, copy::Side};
+
 /// Bytes to and from an upstream.
 #[derive(Debug)]
 pub enum Upstream {
     /// In the clear.
     Plain(TcpStream),
     /// Over mesh mTLS.
-    Mtls(Box<TlsStream<TcpStream>>),
+    Mtls(Box<TlsStream<ReadAhead<TcpStream>>>),
 }
 
 impl Upstream {
@@ -26,7 +28,16 @@ impl Upstream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(s) => s,
-            Self::Mtls(s) => s.get_ref().0,
+            Self::Mtls(s) => s.get_ref().0.get_ref(),
+        }
+    }
+}
+
+impl Side for Upstream {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(s) => Some(s),
+            Self::Mtls(_) => None,
         }
     }
 }

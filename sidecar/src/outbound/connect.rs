@@ -10,7 +10,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{endpoint::Endpoint, service::Service};
 use crate::{
     http::client::{ConnectError, H1Sender, Made, StreamSlot, start_h1},
-    net::connect::dial,
+    net::{ReadAhead, connect::dial},
     reason::Reason,
     telemetry::{Direction, Transport},
     tls::{self, TlsFailure},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A mesh connection and who is at its other end.
-pub(super) type Mesh = (TlsStream<TcpStream>, SpiffeId);
+pub(super) type Mesh = (TlsStream<ReadAhead<TcpStream>>, SpiffeId);
 
 /// Connects in the clear.
 pub(super) async fn plain(service: &Service, endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
@@ -37,7 +37,7 @@ pub(super) async fn mesh(
         let stream = tcp(service, endpoint).await?;
         let name = tls::server_name(&service.spec.expect.host);
         let stream = TlsConnector::from(config)
-            .connect(name, stream)
+            .connect(name, ReadAhead::new(stream))
             .await
             .map_err(|e| refused(worker, service, endpoint, &tls::explain(&e)))?;
         let connection = stream.get_ref().1;

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    pin::pin,
     rc::Rc,
     time::Duration,
 };
@@ -171,10 +172,10 @@ pub(super) async fn call(
     let own = service.spec.timeouts.request.enabled().map(|limit| Deadline { at: exchange.started() + limit, limit });
     let end = own.into_iter().chain(deadline).min_by_key(|d| d.at);
     let asked = Cell::new(None);
-    let tries = tries(worker, service, outgoing, source, activity, &asked);
+    let mut tries = pin!(tries(worker, service, outgoing, source, activity, &asked));
     let outcome = match end {
         None => tries.await,
-        Some(end) => tokio::time::timeout_at(end.at, tries).await.unwrap_or_else(|_| {
+        Some(end) => tokio::time::timeout_at(end.at, tries.as_mut()).await.unwrap_or_else(|_| {
             // A caller's own deadline may be as short as it likes.
             if let Some(endpoint) = asked.take()
                 && own.is_some_and(|own| own.at <= end.at)
@@ -317,10 +318,9 @@ async fn one_try(
     let sent_at = Cell::new(None);
     let in_flight = InFlight(Some(endpoint));
     let limit = service.spec.timeouts.backend_request.enabled();
-    let sent = send(worker, service, endpoint, outgoing, source, &sent_at);
     let result = tokio::select! {
         biased;
-        result = sent => result,
+        result = send(worker, service, endpoint, outgoing, source, &sent_at) => result,
         limit = activity.stalled() => {
             let text = format!("no byte to or from {} for {limit:?} (timeouts.idle)", service.spec.name);
             Err(TryError { reason: Reason::IdleTimeout, message: text.into(), unprocessed: false, by_caller: false })
@@ -383,7 +383,8 @@ async fn send(
             let was_reused = was_there.is_some();
             let slot = match was_there {
                 Some(slot) => slot,
-                None => connect::http2(worker, service, endpoint).await?,
+                // Rare and large: a request should not carry the room for it along.
+                None => Box::pin(connect::http2(worker, service, endpoint)).await?,
             };
             sent_at.set(Some(Instant::now()));
             let mut e = match slot.connection().send(outgoing.request(source.next_try())).await {
@@ -407,7 +408,7 @@ async fn send(
         let was_reused = reused.is_some();
         let mut sender = match reused.take() {
             Some(sender) => sender,
-            None => connect::http1(worker, service, endpoint).await?,
+            None => Box::pin(connect::http1(worker, service, endpoint)).await?,
         };
         let body = source.next_try();
         sent_at.set(Some(Instant::now()));

@@ -79,7 +79,7 @@ async fn handle(client: Rc<Client>, mut request: Request<Incoming>) -> Response<
     };
     name_host(&mut request, &service, client.destination);
     if upgrade::is_asked_for(&request) {
-        return upgrade::forward(worker, &service, request).await;
+        return Box::pin(upgrade::forward(worker, &service, request)).await;
     }
     let (parts, body) = request.into_parts();
     let grpc = is_grpc(&parts.headers);
