@@ -7,7 +7,8 @@ usage() {
 Usage: tests/run.sh [--fast]
 
 Installs what is missing (Debian packages, cargo-deny), then runs: format, clippy, build, unit and end-to-end tests,
-the quickstart, cargo deny. End-to-end tests and the quickstart make network namespaces and need root.
+what a request costs in instructions, the quickstart, cargo deny. End-to-end tests, the count of instructions and the
+quickstart make network namespaces and need root.
 
   --fast   without what needs root: end-to-end tests, quickstart, tests of the redirection
   --help   this text
@@ -29,8 +30,6 @@ export PATH=$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin
 # What end-to-end tests and the quickstart run: optimised as a release, overflow checked. Clippy and the unit tests share
 # what takes a third of the time to compile.
 profile=e2e
-# From a fresh clone nothing is there to build on.
-[[ -z ${CI-} ]] || export CARGO_INCREMENTAL=0
 
 bold='' green='' red='' plain=''
 if [[ -t 1 && -z ${NO_COLOR-} ]]; then
@@ -61,7 +60,7 @@ install_tools() {
     local pair
     local -a missing=() as_root=()
     for pair in ip:iproute2 nft:nftables iptables:iptables dnsmasq:dnsmasq-base curl:curl tcpdump:tcpdump openssl:openssl jq:jq \
-        unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc make:make; do
+        valgrind:valgrind unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc make:make; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # Only recommended by gcc.
@@ -121,6 +120,8 @@ step "the binaries" build
 if [[ $fast == no ]]; then
     # Pods have ports, processors and a clock of their own to be judged by: a few at a time on a small machine.
     step "end-to-end tests" cargo test --locked --profile "$profile" -p outrigger-e2e -- --test-threads "${E2E_THREADS:-2}"
+    step "instructions a request" cargo bench --locked --profile "$profile" -p outrigger-e2e --bench peers -- \
+        --instructions "$PWD/tests/bench/instructions.json"
     step "quickstart" examples/quickstart.sh
     step "the quickstart's promises" tests/quickstart.sh
 fi

@@ -205,7 +205,8 @@ impl Pod {
     /// The same with these variables in its environment.
     pub fn start_with(&self, uid: u32, program: &str, args: &[&str], env: &[(&str, &str)]) -> Process {
         let n = self.started.replace_with(|n| *n + 1);
-        let log = self.dir.join("logs").join(format!("{}-{n}-{program}.log", self.name));
+        let file = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
+        let log = self.dir.join("logs").join(format!("{}-{n}-{file}.log", self.name));
         let file = File::create(&log).unwrap();
         self.logs.lock().unwrap().push(log.clone());
         let mut command = self.command(uid, program, args);

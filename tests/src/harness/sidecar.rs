@@ -3,6 +3,7 @@
 use std::{
     net::Ipv4Addr,
     ops::{Deref, DerefMut},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -58,6 +59,13 @@ impl Sidecar {
 
     /// The same without the wait.
     pub fn launch(mesh: &Mesh, pod: &Pod, config: Value) -> Self {
+        let file = Self::configure(mesh, pod, config);
+        pod.redirect(&[]);
+        Self(pod.start(SIDECAR, "outrigger-sidecar", &["run", "--config", file.to_str().unwrap()]))
+    }
+
+    /// Writes the settings that [`Self::start`] gives a sidecar; gives back the file.
+    pub fn configure(mesh: &Mesh, pod: &Pod, config: Value) -> PathBuf {
         let mut whole = json!({
             "workers": WORKERS,
             "identity": { "dir": pod.folder("identity") },
@@ -68,8 +76,7 @@ impl Sidecar {
         let file = pod.folder("config").join("outrigger.yaml");
         // JSON is YAML.
         std::fs::write(&file, format!("{whole:#}\n")).unwrap();
-        pod.redirect(&[]);
-        Self(pod.start(SIDECAR, "outrigger-sidecar", &["run", "--config", file.to_str().unwrap()]))
+        file
     }
 
     /// The same with nothing but these arguments after `run` and these variables.

