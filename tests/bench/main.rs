@@ -26,10 +26,10 @@ use self::{
 #[derive(Debug, Parser)]
 struct Options {
     /// Rounds; the median of them counts
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, overrides_with = "rounds")]
     rounds: u32,
     /// Seconds of each measurement
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, overrides_with = "seconds")]
     seconds: u32,
     /// Only these scenarios, by their short names, with commas
     #[arg(long, value_delimiter = ',')]
@@ -38,7 +38,7 @@ struct Options {
     #[arg(long, value_delimiter = ',')]
     systems: Vec<String>,
     /// Where the table and the plots go
-    #[arg(long, default_value = "target/bench")]
+    #[arg(long, default_value = "target/bench", overrides_with = "out")]
     out: PathBuf,
     /// Count the instructions of a request instead, and compare them with this file
     #[arg(long)]
