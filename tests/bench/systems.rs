@@ -204,7 +204,7 @@ impl<'a> Bed<'a> {
         let [mut client, server] = self.settings(false, json!({}));
         // callgrind makes everything fifty times as slow, the first handshake more than that.
         for service in client["services"].as_array_mut().unwrap() {
-            service["timeouts"] = json!({ "connect": "60s", "request": "120s" });
+            service["timeouts"] = json!({ "connect": "60s" });
         }
         [(&self.client, client), (&self.server, server)].map(|(pod, config)| Sidecar::configure(self.mesh, pod, config))
     }
