@@ -91,7 +91,7 @@ impl Scenario {
     pub(crate) fn fits(self, system: System) -> bool {
         match self {
             Self::Http2 | Self::Grpc => system != System::Nginx,
-            // The stream module is a package of its own; its bytes take the path of HAProxy's.
+            // nginx has no configuration for bytes here yet; how HTTP goes between the two makes no difference to them.
             Self::OpaqueMtls | Self::OpaquePlain => {
                 !matches!(system, System::Nginx | System::HaproxyH1 | System::EnvoyH1)
             }

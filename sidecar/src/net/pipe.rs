@@ -73,6 +73,8 @@ impl Pipe {
         loop {
             ready!(to.poll_write_ready(cx))?;
             match to.try_io(Interest::WRITABLE, || move_some(&self.reader, to)) {
+                // The pipe holds something, so this would be asked for again for ever.
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(n) => {
                     self.held -= n.min(self.held);
                     return Poll::Ready(Ok(n));
