@@ -13,7 +13,6 @@ root=$(dirname "$(dirname "$self")")
 PATH=$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin
 profile=e2e
 run=/run/outrigger
-packages=(outrigger-sidecar outrigger-ca outrigger-iptables outrigger-e2e)
 binaries=(outrigger-sidecar outrigger-ca outrigger-iptables outrigger-workload)
 
 usage() {
@@ -90,7 +89,7 @@ install_missing() {
 
 build() {
     local -a as_owner=()
-    local wanted have package
+    local wanted have
     # Under sudo the toolchain and the target folder are the user's.
     if [[ $EUID == 0 && -n ${SUDO_USER-} && $SUDO_USER != root && $(stat -c %u "$root") != 0 ]]; then
         as_owner=(runuser -u "$SUDO_USER" -- env "PATH=$(getent passwd "$SUDO_USER" | cut -d: -f6)/.cargo/bin:$PATH")
@@ -107,12 +106,8 @@ build() {
         cannot_begin "cargo is $have and Outrigger needs $wanted" "run: rustup update stable   (or see https://rustup.rs)"
     fi
     cd "$root"
-    # One package at a time: built together, cargo would unify their features and link the CA's signing code into the
-    # sidecar.
-    for package in "${packages[@]}"; do
-        step "building $package"
-        cargo build --locked --profile "$profile" -p "$package" </dev/null || cannot_begin "$package does not build; cargo's words are above"
-    done
+    step "building"
+    cargo build --locked --profile "$profile" --workspace </dev/null || cannot_begin "it does not build; cargo's words are above"
     built=$(cargo metadata --no-deps --format-version 1 </dev/null | jq -r .target_directory)/$profile
     unset -f cargo
 }

@@ -86,15 +86,6 @@ install_tools() {
     cargo deny --version 2>/dev/null || cargo install --locked cargo-deny
 }
 
-# One package at a time, as they ship: built together, cargo would unify their features and link the CA's signing code
-# into the sidecar.
-build() {
-    local package
-    for package in outrigger-sidecar outrigger-ca outrigger-iptables outrigger-e2e; do
-        cargo build --locked --profile "$profile" -p "$package"
-    done
-}
-
 # Those of outrigger-iptables in tests/ make network namespaces.
 unit_tests() {
     local -a all=(cargo test --locked)
@@ -116,7 +107,7 @@ step "tools" install_tools
 step "format" cargo fmt --all --check
 step "clippy, warnings denied" cargo clippy --locked --workspace --all-targets -- -D warnings
 step "unit tests" unit_tests
-step "the binaries" build
+step "the binaries" cargo build --locked --profile "$profile" --workspace
 if [[ $fast == no ]]; then
     # Pods have ports, processors and a clock of their own to be judged by: a few at a time on a small machine.
     step "end-to-end tests" cargo test --locked --profile "$profile" -p outrigger-e2e -- --test-threads "${E2E_THREADS:-2}"

@@ -17,11 +17,11 @@ use outrigger_ca::{
         Authority, InitOptions, MAX_TTL, RequestedKey, ServerNameText, init as make_ca, rfc3339, write_public,
         write_secret,
     },
-    identity::TrustDomain,
     issue,
     server::{self, ServeError, ServerCertificate},
     store::{Database, LogEntry, Store, StoreError, for_each},
 };
+use outrigger_identity::TrustDomain;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use time::OffsetDateTime;
 use tokio::{

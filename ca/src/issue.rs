@@ -4,13 +4,13 @@
 
 use std::time::Duration;
 
+use outrigger_identity::SpiffeId;
 use rcgen::KeyPair;
 use time::OffsetDateTime;
 
 use crate::{
     attest::{Evidence, Refusal, attest},
     authority::{Authority, AuthorityError, RequestedKey, SignedCertificate, Subject},
-    identity::SpiffeId,
     store::{CredentialKind, Database, LogEntry, StoreError, append},
 };
 

@@ -5,7 +5,8 @@ mod commands;
 use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
-use outrigger_ca::{authority::ServerNameText, identity::TrustDomain};
+use outrigger_ca::authority::ServerNameText;
+use outrigger_identity::TrustDomain;
 
 #[derive(Parser)]
 #[command(

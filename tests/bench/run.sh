@@ -51,14 +51,10 @@ fi
 
 if [[ -z $bin ]]; then
     echo "building the release"
-    for package in outrigger-sidecar outrigger-ca outrigger-iptables; do
-        cargo build --locked --release -p "$package"
-    done
+    cargo build --locked --release --workspace
     bin=$target/bench/bin
     mkdir -p "$bin"
-    cp "$target"/release/outrigger-{sidecar,ca,iptables} "$bin"
-    cargo build --locked --profile e2e -p outrigger-e2e --bin outrigger-workload
-    cp "$target/e2e/outrigger-workload" "$bin"
+    cp "$target"/release/outrigger-{sidecar,ca,iptables,workload} "$bin"
 fi
 export OUTRIGGER_BIN_DIR=$bin
 printf '%s\n' "$(haproxy -v | head -1)" "$(nginx -v 2>&1)" "$("$ENVOY" --version 2>/dev/null | grep -o 'version: .*' | cut -d/ -f2 | sed 's/^/Envoy /')" \

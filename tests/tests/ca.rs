@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use outrigger_ca::identity::{
-    csr::new_key_and_csr,
-    enrol::{Credential, EnrolRequest, enrol},
-};
 use outrigger_e2e::harness::{
     self, Mesh, Pod, Sidecar,
     pki::{Ca, id},
     shop::{ORDERS, URL, assert_none_failed},
+};
+use outrigger_identity::{
+    csr::new_key_and_csr,
+    enrol::{Credential, EnrolRequest, enrol},
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::json;

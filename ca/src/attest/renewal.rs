@@ -1,6 +1,7 @@
 //! Renewal: the certificate about to be replaced is the proof. The new one gets the identity that the log has for
 //! it, so nothing in a request and no slip in reading a certificate can change who a workload is.
 
+use outrigger_identity::SpiffeId;
 use rusqlite::Transaction;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -9,7 +10,6 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::{Attested, Refusal};
 use crate::{
     authority::{Authority, Subject, hex, rfc3339},
-    identity::SpiffeId,
     store::{CredentialKind, by_serial},
 };
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use outrigger_identity::TrustDomain;
 use rcgen::{CertificateParams, DistinguishedName, Issuer, KeyPair, SanType};
 use rustls::pki_types::CertificateDer;
 
 use super::*;
 use crate::{
     authority::{DEFAULT_TTL, InitOptions, RequestedKey, init},
-    identity::TrustDomain,
     issue::{self, IssueError},
     store::{Database, LogEntry, append},
 };

@@ -15,7 +15,7 @@ use super::{
     Authority, AuthorityError, DATABASE, INTERMEDIATE_CERT, INTERMEDIATE_KEY, ROOT_CERT, ROOT_KEY, ServerNameText,
     Settings, files, hex, profile,
 };
-use crate::identity::TrustDomain;
+use outrigger_identity::TrustDomain;
 
 /// Lifetime of the root, ten years: what every verifier holds is the hardest thing to change.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);

@@ -26,7 +26,7 @@ pub use profile::random_bytes;
 pub use request::{MAX_CSR_LEN, RequestError, RequestedKey};
 pub use subject::{MAX_DNS_NAMES, ServerNameText, Subject, SubjectError};
 
-use crate::identity::TrustDomain;
+use outrigger_identity::TrustDomain;
 
 /// Lifetime of a workload's certificate when the caller names none. Istio, Linkerd and step-ca use 24 h too.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);

@@ -12,7 +12,7 @@ use rcgen::{
 use time::OffsetDateTime;
 
 use super::{AuthorityError, BACKDATE, Subject};
-use crate::identity::TrustDomain;
+use outrigger_identity::TrustDomain;
 
 const OID_SUBJECT_KEY_ID: &[u64] = &[2, 5, 29, 14];
 const OID_BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];

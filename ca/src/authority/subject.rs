@@ -4,7 +4,7 @@ use std::{net::IpAddr, str::FromStr};
 
 use rustls::pki_types::DnsName;
 
-use crate::identity::{SpiffeError, SpiffeId};
+use outrigger_identity::{SpiffeError, SpiffeId};
 
 /// The most DNS names in one certificate; keeps a certificate within a few TCP segments.
 pub const MAX_DNS_NAMES: usize = 64;

@@ -6,7 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, SanType}
 use x509_parser::prelude::{GeneralName, ParsedExtension};
 
 use super::*;
-use crate::identity::csr::new_key_and_csr;
+use outrigger_identity::csr::new_key_and_csr;
 
 fn now() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap()

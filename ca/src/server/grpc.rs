@@ -2,6 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use outrigger_identity::proto::{
+    IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
+};
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
@@ -10,9 +13,6 @@ use crate::{
     attest::{Evidence, Refusal},
     authority::{Authority, AuthorityError, DEFAULT_TTL, RequestedKey, rfc3339},
     issue::{self, IssueError, Issued},
-    proto::{
-        IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
-    },
     store::Store,
 };
 

@@ -9,6 +9,7 @@ mod grpc;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use outrigger_identity::proto::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -24,7 +25,6 @@ pub use grpc::PeerCertificate;
 use crate::{
     authority::{Authority, AuthorityError},
     issue::IssueError,
-    proto::istio_certificate_service_server::IstioCertificateServiceServer,
     store::{Store, StoreGone},
 };
 

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use time::OffsetDateTime;
 
 use super::{StoreError, names_from_json, names_to_json, time_from};
-use crate::identity::SpiffeId;
+use outrigger_identity::SpiffeId;
 
 /// By what right a certificate was issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use time::OffsetDateTime;
 
 use super::*;
-use crate::identity::SpiffeId;
+use outrigger_identity::SpiffeId;
 
 fn at(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use outrigger_ca::identity::{
+use outrigger_identity::{
     csr::new_key_and_csr,
     enrol::{Credential, EnrolError, EnrolRequest, Enrolled, enrol},
 };

@@ -10,14 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_ca::{
-    attest::create_token,
-    authority::Authority,
-    identity::{
-        csr::new_key_and_csr,
-        enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled, enrol},
-    },
-    store::Database,
+use outrigger_ca::{attest::create_token, authority::Authority, store::Database};
+use outrigger_identity::{
+    csr::new_key_and_csr,
+    enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled, enrol},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use x509_parser::prelude::{FromDer, Pem, X509Certificate};

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use outrigger_ca::identity::{SpiffeId, TrustDomain};
+use outrigger_identity::{SpiffeId, TrustDomain};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use env::variables;

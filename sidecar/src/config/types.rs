@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use outrigger_ca::identity::SpiffeId;
+use outrigger_identity::SpiffeId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A DNS name in lower case without its final dot (RFC 1123 section 2.1, with `_` allowed as SRV names have it).

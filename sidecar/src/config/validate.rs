@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use outrigger_ca::identity::{SpiffeId, TrustDomain};
+use outrigger_identity::{SpiffeId, TrustDomain};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{

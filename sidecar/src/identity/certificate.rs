@@ -6,7 +6,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use outrigger_ca::identity::{SpiffeError, SpiffeId};
+use outrigger_identity::{SpiffeError, SpiffeId};
 use rustls::pki_types::CertificateDer;
 use x509_parser::{
     prelude::{FromDer, GeneralName, X509Certificate},

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_ca::identity::{
+use outrigger_identity::{
     SpiffeId, TrustDomain,
     csr::new_key_and_csr,
     enrol::{Credential, EnrolError, EnrolRequest, Enrolled, enrol},

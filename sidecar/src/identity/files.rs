@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_ca::identity::TrustDomain;
+use outrigger_identity::TrustDomain;
 use rustls::{
     Error as TlsError,
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},

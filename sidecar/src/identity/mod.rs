@@ -26,7 +26,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_ca::identity::{SpiffeId, TrustDomain};
+use outrigger_identity::{SpiffeId, TrustDomain};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 use x509_parser::time::ASN1Time;

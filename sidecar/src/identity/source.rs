@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_ca::identity::TrustDomain;
+use outrigger_identity::TrustDomain;
 use tokio::time::MissedTickBehavior;
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use outrigger_ca::identity::{SpiffeId, TrustDomain};
+use outrigger_identity::{SpiffeId, TrustDomain};
 use serde::Serialize;
 
 use super::{Identity, NotValidNow, Root, Shared, rfc3339, words_for};

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_ca::identity::enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled};
+use outrigger_identity::enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 

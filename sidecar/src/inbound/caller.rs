@@ -3,7 +3,7 @@
 use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 use http::HeaderValue;
-use outrigger_ca::identity::SpiffeId;
+use outrigger_identity::SpiffeId;
 use sha2::{Digest, Sha256};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::{cell::OnceCell, rc::Rc, sync::Arc};
 
-use outrigger_ca::identity::SpiffeId;
+use outrigger_identity::SpiffeId;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};

@@ -15,7 +15,7 @@ mod verify;
 
 use std::{net::Ipv4Addr, sync::Arc, time::SystemTime};
 
-use outrigger_ca::identity::SpiffeId;
+use outrigger_identity::SpiffeId;
 use rustls::{
     ClientConfig, CommonState, ServerConfig, client::Resumption, pki_types::ServerName, server::NoServerSessionStorage,
     sign::SingleCertAndKey, version::TLS13,

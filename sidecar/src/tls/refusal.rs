@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_ca::identity::TrustDomain;
+use outrigger_identity::TrustDomain;
 use rustls::{
     CertificateError, Error, OtherError, PeerIncompatible,
     pki_types::{ServerName, UnixTime},

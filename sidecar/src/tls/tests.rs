@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use outrigger_ca::identity::{SpiffeId, TrustDomain};
+use outrigger_identity::{SpiffeId, TrustDomain};
 use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use rustls::{ClientConfig, ServerConfig, sign::CertifiedKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use outrigger_ca::identity::{SpiffeId, TrustDomain};
+use outrigger_identity::{SpiffeId, TrustDomain};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},

@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile([PROTO], ["proto"])?;
     tonic_prost_build::configure()
         .build_client(true)
-        .build_server(std::env::var_os("CARGO_FEATURE_SERVER").is_some())
+        .build_server(true)
         // Both sides bring their own TLS connection and HTTP/2, so tonic's transport stays out.
         .build_transport(false)
         .compile_fds(descriptors)?;

@@ -269,7 +269,7 @@ fn push_pem(out: &mut String, pem: &str) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::identity::csr::new_key_and_csr;
+    use crate::csr::new_key_and_csr;
 
     #[test]
     fn the_host_that_is_checked_is_the_host_that_is_dialled() {
