@@ -5,6 +5,7 @@ pub mod balance;
 pub mod config;
 pub mod discovery;
 pub mod http;
+pub mod http1;
 pub mod identity;
 pub mod inbound;
 pub mod net;

@@ -89,7 +89,13 @@ struct Counted {
 impl Counted {
     /// Tells callgrind to do `command`; done when this returns.
     fn tell(&self, command: &str) {
-        let output = Command::new("vgdb").arg(format!("--pid={}", self.process.pid())).arg(command).output().unwrap();
+        // As the user of the sidecar: vgdb and valgrind open each other's pipes.
+        let user = SIDECAR.to_string();
+        let pid = format!("--pid={}", self.process.pid());
+        let output = Command::new("setpriv")
+            .args(["--reuid", &user, "--regid", &user, "--clear-groups", "timeout", "30", "vgdb", &pid, command])
+            .output()
+            .unwrap();
         assert!(output.status.success(), "vgdb {command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 

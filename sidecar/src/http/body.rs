@@ -12,11 +12,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::{HeaderMap, body::Incoming};
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::{
+    Error, Incoming,
     exchange::Exchange,
     reply::{grpc_status, own_words},
     tunnel::TunnelBody,
@@ -33,8 +34,6 @@ pub enum Body {
     Empty,
     /// One piece.
     Full(Bytes),
-    /// As it comes from a connection.
-    Incoming(Incoming),
     /// A request's, which may have to be sent again.
     Replay(Replay),
     /// A response's, at whose end the exchange is counted.
@@ -47,7 +46,7 @@ pub enum Body {
 #[derive(Debug)]
 pub enum BodyError {
     /// The connection that it came from.
-    Source(hyper::Error),
+    Source(Error),
     /// No byte moved in either direction for this long.
     Idle(Duration),
     /// A newer try has taken the body over.
@@ -202,7 +201,7 @@ impl Replay {
             self.finished = true;
             return Poll::Ready(source.trailers.clone().map(|t| Ok(Frame::trailers(t))));
         }
-        let polled = Pin::new(&mut source.incoming).poll_frame(cx);
+        let polled = source.incoming.poll(cx);
         source.starves = polled.is_pending();
         let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
@@ -296,7 +295,7 @@ impl Watched {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        match self.incoming.poll(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.activity.touch();
                 // Who knows the length does not ask for more once it is there.
@@ -357,7 +356,6 @@ impl http_body::Body for Body {
                 *self = Self::Empty;
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Self::Incoming(b) => Pin::new(b).poll_frame(cx).map_err(BodyError::Source),
             Self::Replay(b) => b.poll(cx),
             Self::Watched(b) => b.poll(cx),
             Self::Tunnel(b) => b.poll(cx),
@@ -368,7 +366,6 @@ impl http_body::Body for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
-            Self::Incoming(b) => b.is_end_stream(),
             Self::Replay(b) => b.is_end_stream(),
             // The end must be polled for, or the exchange would be counted as broken off.
             Self::Watched(b) => b.incoming.is_end_stream() && b.exchange.is_finished(),
@@ -380,7 +377,6 @@ impl http_body::Body for Body {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Incoming(b) => b.size_hint(),
             Self::Replay(b) => b.size_hint(),
             Self::Watched(b) => b.incoming.size_hint(),
             Self::Tunnel(_) => SizeHint::default(),

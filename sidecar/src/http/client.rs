@@ -1,4 +1,4 @@
-//! Client connections: HTTP/2 ones that many requests share, HTTP/1.1 ones that are lent to one at a time.
+//! HTTP/2 connections to others, which many requests share.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -8,23 +8,21 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{TrySendError, http1, http2},
-};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use smallvec::SmallVec;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
     task::spawn_local,
-    time::Instant,
 };
 
-use super::{Body, LocalExec};
+use super::{Body, Incoming, LocalExec, SendError};
 use crate::{
-    net::{Gathered, Metered},
+    http1::client::{Client, Pool},
+    net::{Gathered, Io, Metered},
     reason::Reason,
     resilience::Permit,
     telemetry::{ConnectionMetrics, RequestMetrics},
@@ -40,11 +38,6 @@ pub const CONNECTION_WINDOW: u32 = 8 << 20;
 const STREAMS_BEFORE_ANOTHER: usize = 64;
 /// Connections of one worker to one endpoint.
 const MAX_CONNECTIONS: usize = 8;
-/// An idle HTTP/1.1 connection is not used again after this long: shorter than the keep-alive time of the usual
-/// servers (Node 5 s), so that they do not close it as we write.
-const MAX_IDLE: Duration = Duration::from_secs(3);
-/// Idle HTTP/1.1 connections kept for one destination.
-const MAX_IDLE_CONNECTIONS: usize = 256;
 
 /// Why there is no connection.
 #[derive(Debug, Clone)]
@@ -94,11 +87,11 @@ impl H2Connection {
     }
 
     /// Sends a request; one that never left comes back with the error.
-    pub fn send(
-        &self,
-        request: Request<Body>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> + use<> {
-        self.sender.borrow_mut().try_send_request(request)
+    pub fn send(&self, request: Request<Body>) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
+        self.sender.borrow_mut().try_send_request(request).map(|sent| match sent {
+            Ok(response) => Ok(response.map(Incoming::Http2)),
+            Err(mut e) => Err(SendError { unsent: e.take_message().is_some(), error: e.into_error().into() }),
+        })
     }
 }
 
@@ -207,7 +200,7 @@ impl H2Pool {
             .max_header_list_size(64 * 1024)
             .keep_alive_interval(ask_every)
             .keep_alive_timeout(Duration::from_secs(5))
-            .handshake(TokioIo::new(Gathered::new(Metered::new(made.io, made.connection.meter()))))
+            .handshake(TokioIo::new(Gathered::new(Metered::open(made.io, made.connection, made.permit))))
             .await
             .map_err(|e| match tls::find(&e) {
                 Some(refusal) => ConnectError::new(Reason::TlsFailed, format_args!("no mTLS: {}", refusal.message)),
@@ -223,12 +216,9 @@ impl H2Pool {
         self.connections.borrow_mut().push(Rc::clone(&connection));
         let (weak, pool) = (Rc::downgrade(&connection), Rc::downgrade(self));
         spawn_local(async move {
-            made.connection.opened();
             if let Err(error) = driver.await {
                 tracing::debug!(%error, "a connection to a peer broke");
             }
-            made.connection.closed();
-            drop(made.permit);
             if let Some(connection) = weak.upgrade() {
                 connection.closed.set(true);
             }
@@ -247,106 +237,7 @@ impl H2Pool {
     }
 }
 
-/// An HTTP/1.1 connection that carries one request at a time.
-pub type H1Sender = http1::SendRequest<Body>;
-
-struct Idle {
-    sender: H1Sender,
-    since: Instant,
-}
-
-/// The idle HTTP/1.1 connections of one worker to one destination.
-#[derive(Default)]
-pub struct H1Pool {
-    idle: RefCell<Vec<Idle>>,
-    sweeping: Cell<bool>,
-}
-
-impl fmt::Debug for H1Pool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "H1Pool({} idle)", self.idle.borrow().len())
-    }
-}
-
-impl H1Pool {
-    /// The connection that was used last and is still open.
-    pub fn take(&self) -> Option<H1Sender> {
-        let now = Instant::now();
-        let mut idle = self.idle.borrow_mut();
-        while let Some(last) = idle.pop() {
-            if last.sender.is_ready() && now - last.since < MAX_IDLE {
-                return Some(last.sender);
-            }
-        }
-        None
-    }
-
-    /// Takes a connection back as soon as its response is complete.
-    pub fn give_back(self: &Rc<Self>, mut sender: H1Sender) {
-        let pool = Rc::clone(self);
-        spawn_local(async move {
-            if sender.ready().await.is_err() {
-                return;
-            }
-            {
-                let mut idle = pool.idle.borrow_mut();
-                if idle.len() >= MAX_IDLE_CONNECTIONS {
-                    return;
-                }
-                idle.push(Idle { sender, since: Instant::now() });
-            }
-            if !pool.sweeping.replace(true) {
-                pool.sweep().await;
-            }
-        });
-    }
-
-    /// Closes connections that have been idle too long, until there is none.
-    async fn sweep(&self) {
-        loop {
-            tokio::time::sleep(MAX_IDLE / 2).await;
-            let now = Instant::now();
-            let mut idle = self.idle.borrow_mut();
-            idle.retain(|i| now - i.since < MAX_IDLE && !i.sender.is_closed());
-            if idle.is_empty() {
-                self.sweeping.set(false);
-                return;
-            }
-        }
-    }
-}
-
-/// Starts HTTP/1.1 on a connection and drives it, upgrades included.
-pub async fn start_h1<IO>(made: Made<IO>) -> Result<H1Sender, ConnectError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, driver) = http1::Builder::new()
-        .handshake(TokioIo::new(Metered::new(made.io, made.connection.meter())))
-        .await
-        .map_err(|e| ConnectError::new(Reason::ProtocolError, format_args!("HTTP/1.1 could not start: {e}")))?;
-    spawn_local(async move {
-        made.connection.opened();
-        if let Err(error) = driver.with_upgrades().await {
-            tracing::debug!(%error, "an HTTP/1.1 connection broke");
-        }
-        made.connection.closed();
-        drop(made.permit);
-    });
-    Ok(sender)
-}
-
-/// Whether the other side certainly did nothing with the request: it never left, or RFC 9113 section 8.7 says so of a
-/// refused stream and of one above the last that GOAWAY names.
-pub fn unprocessed(error: &hyper::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
-    while let Some(e) = source {
-        if let Some(h2) = e.downcast_ref::<h2::Error>() {
-            let refused = h2.is_reset() && h2.is_remote() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-            let gone = h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR);
-            return refused || gone;
-        }
-        source = e.source();
-    }
-    error.is_canceled()
+/// An HTTP/1.1 connection that was made, ready for a request.
+pub fn http1<IO: Io + 'static>(made: Made<IO>, pool: &Rc<Pool>) -> Client {
+    Client::new(Metered::open(made.io, made.connection, made.permit), pool)
 }

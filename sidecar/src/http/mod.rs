@@ -1,10 +1,11 @@
-//! HTTP: bodies, header rules, responses of our own, serving a connection, and the pools of client connections.
+//! HTTP: bodies, header rules, responses of our own, serving an HTTP/2 connection, and the pools of those to others.
 
-mod bad_head;
 pub mod body;
 pub mod client;
+mod error;
 pub mod exchange;
 pub mod headers;
+mod incoming;
 pub mod reply;
 pub mod server;
 pub mod tunnel;
@@ -12,6 +13,8 @@ pub mod tunnel;
 use std::future::Future;
 
 pub use body::Body;
+pub use error::{Error, SendError};
+pub use incoming::Incoming;
 
 /// Runs hyper's tasks on the worker's own thread.
 #[derive(Debug, Clone, Copy, Default)]

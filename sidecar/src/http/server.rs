@@ -1,20 +1,15 @@
-//! Serves HTTP on a connection that was accepted, until it ends or is told to finish.
+//! Serves HTTP/2 on a connection that was accepted, until it ends or is told to finish.
 
 use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
 
 use futures_util::FutureExt as _;
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Body, LocalExec,
-    bad_head::{Doing, Watching},
+    Body, Error, Incoming, LocalExec,
     client::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
 use crate::net::Gathered;
@@ -24,44 +19,16 @@ const MAX_STREAMS: u32 = 1_024;
 /// Bytes of a request head, after decompression.
 const MAX_HEADERS: u32 = 64 * 1024;
 
-/// Serves HTTP/1.x. `finish` ends the connection after the request under way.
-pub async fn http1<IO, H, F>(io: IO, handler: H, finish: impl Future<Output = ()>) -> hyper::Result<()>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Response<Body>>,
-{
-    let doing = Doing::default();
-    let service = service_fn(|request| {
-        doing.begin();
-        let doing = doing.clone();
-        // No async block: it would hold the handler twice, as what it has captured and as what it awaits.
-        handler(request).map(move |response| Ok::<_, Infallible>(doing.answer(response)))
-    });
-    let io = Watching::new(io, doing.clone());
-    let connection = http1::Builder::new()
-        .auto_date_header(false)
-        // An idle connection is the client's to keep; a head that never ends is bounded by its size.
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    tokio::select! {
-        biased;
-        ended = connection.as_mut() => return ended,
-        () = finish => connection.as_mut().graceful_shutdown(),
-    }
-    connection.await
-}
-
 /// Serves HTTP/2. `finish` sends GOAWAY and lets the streams under way end (RFC 9113 section 6.8).
-pub async fn http2<IO, H, F>(io: IO, handler: H, finish: impl Future<Output = ()>) -> hyper::Result<()>
+pub async fn http2<IO, H, F>(io: IO, handler: H, finish: impl Future<Output = ()>) -> Result<(), Error>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + 'static,
 {
-    let service = service_fn(|request| handler(request).map(Ok::<_, Infallible>));
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        handler(request.map(Incoming::Http2)).map(Ok::<_, Infallible>)
+    });
     let connection = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .auto_date_header(false)
@@ -75,8 +42,8 @@ where
     let mut connection = pin!(connection);
     tokio::select! {
         biased;
-        ended = connection.as_mut() => return ended,
+        ended = connection.as_mut() => return Ok(ended?),
         () = finish => connection.as_mut().graceful_shutdown(),
     }
-    connection.await
+    Ok(connection.await?)
 }

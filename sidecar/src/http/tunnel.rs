@@ -4,22 +4,26 @@
 //! the other sidecar has answered with the same header, the bodies of the two directions are the connection's bytes.
 
 use std::{
+    future::poll_fn,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::Frame;
-use http_body_util::BodyExt;
-use hyper::{body::Incoming, upgrade::Upgraded};
-use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
 };
 
-use super::body::{Activity, BodyError};
-use crate::net::copy::{Ended, Side, copy_both};
+use super::{
+    Incoming,
+    body::{Activity, BodyError},
+};
+use crate::{
+    http1::Upgraded,
+    net::copy::{Ended, copy_both},
+};
 
 /// Pieces on their way from the socket to the stream; more would only add latency.
 const IN_FLIGHT: usize = 4;
@@ -37,6 +41,15 @@ pub struct TunnelSender(mpsc::Sender<Result<Bytes, BodyError>>);
 pub fn channel() -> (TunnelSender, TunnelBody) {
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     (TunnelSender(sender), TunnelBody(receiver))
+}
+
+#[cfg(test)]
+impl TunnelSender {
+    /// Sends a piece.
+    pub(crate) async fn send(&self, piece: Bytes) {
+        // A body that has gone needs no more.
+        let _ = self.0.send(Ok(piece)).await;
+    }
 }
 
 impl TunnelBody {
@@ -59,7 +72,7 @@ pub enum End {
 /// Carries an upgraded connection's bytes over a stream, each direction until its own end, both no longer than until
 /// nothing has moved for `idle`.
 pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incoming, idle: Option<Duration>) -> End {
-    let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+    let (mut read, mut write) = tokio::io::split(upgraded);
     let activity = Activity::new(idle);
     let up = async {
         let sender = sender;
@@ -90,7 +103,7 @@ pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incom
         }
     };
     let down = async {
-        while let Some(frame) = incoming.frame().await {
+        while let Some(frame) = poll_fn(|cx| incoming.poll(cx)).await {
             // A stream that broke off is no end: the connection is dropped as it is, in both directions.
             let frame = frame.map_err(|_| End::Broke)?;
             activity.touch();
@@ -111,11 +124,8 @@ pub async fn carry(upgraded: Upgraded, sender: TunnelSender, mut incoming: Incom
     }
 }
 
-impl Side for TokioIo<Upgraded> {}
-
 /// The same between two upgraded connections.
-pub async fn join(first: Upgraded, second: Upgraded, idle: Option<Duration>) -> End {
-    let (mut first, mut second) = (TokioIo::new(first), TokioIo::new(second));
+pub async fn join(mut first: Upgraded, mut second: Upgraded, idle: Option<Duration>) -> End {
     let none = bytes::BytesMut::new();
     match copy_both(&mut first, &mut second, none.clone(), none, idle, |_, _| {}).await.1 {
         Ended::Idle => End::Idle,

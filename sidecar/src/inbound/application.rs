@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 
 use crate::{
     config::ApplicationAddress,
-    http::client::{ConnectError, H1Pool, H2Pool},
+    http::client::{ConnectError, H2Pool},
+    http1::client::Pool,
     net::connect::dial_application,
     reason::Reason,
 };
@@ -25,7 +26,7 @@ const MAX_KEPT: usize = 256;
 /// Connections to one address of the application.
 #[derive(Debug, Default)]
 pub(super) struct Pools {
-    pub(super) h1: Rc<H1Pool>,
+    pub(super) h1: Rc<Pool>,
     pub(super) h2: Rc<H2Pool>,
 }
 

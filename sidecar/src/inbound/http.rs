@@ -7,7 +7,6 @@ use http::{
     header::{HOST, UPGRADE},
     request::Parts,
 };
-use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::spawn_local,
@@ -16,14 +15,15 @@ use tokio::{
 use super::{application::Pools, caller::Caller};
 use crate::{
     http::{
-        Body,
+        Body, Incoming, SendError,
         body::{Activity, ReplaySource, Watched},
-        client::{ConnectError, H1Sender, Made, start_h1, unprocessed},
+        client::{self, ConnectError, Made},
         exchange::{Exchange, Held},
         headers,
         reply::{is_grpc, reply},
         server, tunnel,
     },
+    http1::{self, OnUpgrade, client::Client},
     net::Metered,
     reason::Reason,
     telemetry::{ConnectionMetrics, Direction, RequestMetrics, Transport},
@@ -82,13 +82,14 @@ pub(super) async fn serve_http1<IO>(
     transport: Transport,
     destination: SocketAddr,
 ) where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
     let peer = Peer::new(worker, caller, destination);
     metrics.opened();
     let io = Metered::new(io, metrics.meter());
-    let ended = server::http1(io, |request| handle(Rc::clone(&peer), request), worker.reached(Phase::Finishing)).await;
+    let ended =
+        http1::server::serve(io, |request| handle(Rc::clone(&peer), request), worker.reached(Phase::Finishing)).await;
     metrics.closed();
     if let Err(error) = ended {
         if error.is_parse() {
@@ -98,14 +99,13 @@ pub(super) async fn serve_http1<IO>(
     }
 }
 
-async fn handle(peer: Rc<Peer>, mut request: Request<Incoming>) -> Response<Body> {
+async fn handle(peer: Rc<Peer>, request: Request<Incoming>) -> Response<Body> {
     let held = Held { busy: Some(peer.worker.busy()), ..Held::default() };
     let exchange = Exchange::begin(Rc::clone(&peer.metrics), held);
     let grpc = is_grpc(request.headers());
-    let client = hyper::upgrade::on(&mut request);
     let refused = match peer.caller.authorize(&request, peer.destination) {
         Ok(()) => match peer.ask(request).await {
-            Ok(answer) => return answer.give(exchange, client),
+            Ok(answer) => return answer.give(exchange),
             Err(e) => {
                 tracing::debug!(reason = e.reason.code(), "{e}");
                 e
@@ -130,63 +130,70 @@ struct Call {
 /// What the application gave.
 enum Answer {
     Ordinary(Response<Incoming>, Rc<Activity>),
-    Switched {
-        response: Response<Incoming>,
-        protocol: HeaderValue,
-        /// The peer's bytes, where a stream carries them: from a sidecar.
-        stream: Option<Incoming>,
-    },
+    Switched { parts: http::response::Parts, application: OnUpgrade, protocol: HeaderValue, peer: Peers },
+}
+
+/// The peer's side of an upgraded connection.
+enum Peers {
+    /// A connection of its own.
+    Connection(OnUpgrade),
+    /// A stream, from a sidecar: its two bodies are the connection.
+    Stream(Incoming),
 }
 
 impl Answer {
-    fn give(self, mut exchange: Exchange, client: hyper::upgrade::OnUpgrade) -> Response<Body> {
-        let (mut response, protocol, stream) = match self {
+    fn give(self, mut exchange: Exchange) -> Response<Body> {
+        let (mut parts, application, protocol, peer) = match self {
             Self::Ordinary(response, activity) => {
                 exchange.answered(response.status());
                 let (parts, body) = response.into_parts();
                 return Response::from_parts(parts, Watched::body(body, exchange, activity, None));
             }
-            Self::Switched { response, protocol, stream } => (response, protocol, stream),
+            Self::Switched { parts, application, protocol, peer } => (parts, application, protocol, peer),
         };
         exchange.answered(StatusCode::SWITCHING_PROTOCOLS);
-        let application = hyper::upgrade::on(&mut response);
-        let (mut parts, _) = response.into_parts();
-        let Some(stream) = stream else {
-            spawn_local(async move {
-                match tokio::try_join!(client, application) {
-                    Ok((client, application)) => _ = tunnel::join(client, application, None).await,
-                    Err(error) => tracing::debug!(%error, "an upgrade broke off"),
-                }
-                exchange.finish();
-            });
-            headers::set_upgrade(&mut parts.headers, protocol);
-            return Response::from_parts(parts, Body::Empty);
-        };
-        // The two bodies of the stream are the connection.
-        let (sender, receiver) = tunnel::channel();
-        spawn_local(async move {
-            match application.await {
-                Ok(application) => _ = tunnel::carry(application, sender, stream, None).await,
-                Err(error) => tracing::debug!(%error, "the application left during its upgrade"),
+        match peer {
+            Peers::Connection(client) => {
+                spawn_local(async move {
+                    match tokio::try_join!(client.upgraded(), application.upgraded()) {
+                        Ok((client, application)) => _ = tunnel::join(client, application, None).await,
+                        Err(error) => tracing::debug!(%error, "an upgrade broke off"),
+                    }
+                    exchange.finish();
+                });
+                headers::set_upgrade(&mut parts.headers, protocol);
+                Response::from_parts(parts, Body::Empty)
             }
-            exchange.finish();
-        });
-        parts.status = StatusCode::OK;
-        parts.headers.insert(headers::MESH_UPGRADE, protocol);
-        Response::from_parts(parts, Body::Tunnel(receiver))
+            Peers::Stream(stream) => {
+                let (sender, receiver) = tunnel::channel();
+                spawn_local(async move {
+                    match application.upgraded().await {
+                        Ok(application) => _ = tunnel::carry(application, sender, stream, None).await,
+                        Err(error) => tracing::debug!(%error, "the application left during its upgrade"),
+                    }
+                    exchange.finish();
+                });
+                parts.status = StatusCode::OK;
+                parts.headers.insert(headers::MESH_UPGRADE, protocol);
+                Response::from_parts(parts, Body::Tunnel(receiver))
+            }
+        }
     }
 }
 
 impl Peer {
     async fn ask(&self, request: Request<Incoming>) -> Result<Answer, ConnectError> {
-        let by_stream = request.version() == Version::HTTP_2;
         let (parts, body) = request.into_parts();
-        let call = self.restore(parts, !http_body::Body::is_end_stream(&body))?;
+        let call = self.restore(parts, !body.is_end_stream())?;
         if let Some(protocol) = call.upgrade {
-            return Box::pin(self.upgrade(call.parts, protocol, by_stream.then_some(body))).await;
+            let peer = match body {
+                Incoming::Upgrade(client) => Peers::Connection(client),
+                stream => Peers::Stream(stream),
+            };
+            return Box::pin(self.upgrade(call.parts, protocol, peer)).await;
         }
         let activity = Activity::new(None);
-        let source = (!http_body::Body::is_end_stream(&body)).then(|| ReplaySource::new(body, Rc::clone(&activity)));
+        let source = (!body.is_end_stream()).then(|| ReplaySource::new(body, Rc::clone(&activity)));
         let response = self.send(&call.parts, source.as_ref()).await?;
         Ok(Answer::Ordinary(restored(response), activity))
     }
@@ -246,30 +253,24 @@ impl Peer {
                 // Rare and large: a request should not carry the room for it along.
                 None => Box::pin(self.pools.h2.get(|| self.made())).await?,
             };
-            return slot.connection().send(request()).await.map_err(broke_off);
+            return slot.connection().send(request()).await.map_err(|e| lost(&e));
         }
         let mut reused = self.pools.h1.take();
         loop {
             let was_reused = reused.is_some();
-            let mut sender = match reused.take() {
-                Some(sender) => sender,
+            let client = match reused.take() {
+                Some(client) => client,
                 None => Box::pin(self.http1()).await?,
             };
-            match sender.try_send_request(request()).await {
-                Ok(response) => {
-                    self.pools.h1.give_back(sender);
-                    return Ok(response);
-                }
-                Err(mut e) => {
-                    // The application closed the idle connection as we wrote (the keep-alive race, RFC 9112 section
-                    // 9.3.1): tried anew where nothing was sent, or where a second time does no harm.
-                    let unsent = e.take_message();
-                    let harmless = unsent.is_some() || parts.method.is_idempotent();
-                    if was_reused && harmless && source.is_none_or(ReplaySource::can_replay) {
-                        continue;
-                    }
-                    return Err(lost(e.error(), unsent.is_some()));
-                }
+            match client.send(request()).await {
+                Ok(response) => return Ok(response),
+                // The application closed the idle connection as we wrote (the keep-alive race, RFC 9112 section
+                // 9.3.1): tried anew where nothing was sent, or where a second time does no harm.
+                Err(e)
+                    if was_reused
+                        && (e.unsent || parts.method.is_idempotent())
+                        && source.is_none_or(ReplaySource::can_replay) => {}
+                Err(e) => return Err(lost(&e)),
             }
         }
     }
@@ -283,31 +284,30 @@ impl Peer {
         }
     }
 
-    async fn http1(&self) -> Result<H1Sender, ConnectError> {
-        start_h1(self.made().await?).await
+    async fn http1(&self) -> Result<Client, ConnectError> {
+        Ok(client::http1(self.made().await?, &self.pools.h1))
     }
 
     /// Asks the application for an upgrade, on a connection of its own.
-    async fn upgrade(
-        &self,
-        mut parts: Parts,
-        protocol: HeaderValue,
-        stream: Option<Incoming>,
-    ) -> Result<Answer, ConnectError> {
+    async fn upgrade(&self, mut parts: Parts, protocol: HeaderValue, peer: Peers) -> Result<Answer, ConnectError> {
         headers::set_upgrade(&mut parts.headers, protocol);
         parts.headers.remove(http::header::CONTENT_LENGTH);
-        let mut sender = self.http1().await?;
-        let mut response = sender.try_send_request(Request::from_parts(parts, Body::Empty)).await.map_err(broke_off)?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(Answer::Ordinary(restored(response), Activity::new(None)));
+        let client = self.http1().await?;
+        let response = client.send(Request::from_parts(parts, Body::Empty)).await.map_err(|e| lost(&e))?;
+        let (mut parts, body) = response.into_parts();
+        match body {
+            Incoming::Upgrade(application) => {
+                let protocol = parts.headers.remove(UPGRADE).unwrap_or(HeaderValue::from_static(""));
+                let (parts, ()) = restored(Response::from_parts(parts, ())).into_parts();
+                Ok(Answer::Switched { parts, application, protocol, peer })
+            }
+            body => Ok(Answer::Ordinary(restored(Response::from_parts(parts, body)), Activity::new(None))),
         }
-        let protocol = response.headers_mut().remove(UPGRADE).unwrap_or(HeaderValue::from_static(""));
-        Ok(Answer::Switched { response: restored(response), protocol, stream })
     }
 }
 
 /// The application's response without what only the two of us, or only the mesh, may say.
-fn restored(mut response: Response<Incoming>) -> Response<Incoming> {
+fn restored<B>(mut response: Response<B>) -> Response<B> {
     let version = response.version();
     headers::strip_hop_by_hop(response.headers_mut(), version);
     headers::strip_mesh(response.headers_mut());
@@ -315,20 +315,15 @@ fn restored(mut response: Response<Incoming>) -> Response<Incoming> {
     response
 }
 
-fn broke_off(mut e: TrySendError<Request<Body>>) -> ConnectError {
-    let unsent = e.take_message().is_some();
-    lost(e.error(), unsent)
-}
-
 /// What an error of the application's connection says about the request.
-fn lost(e: &hyper::Error, unsent: bool) -> ConnectError {
-    let why = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
-    if unsent || unprocessed(e) {
-        let text = format_args!("the application did not take the request: {e}{why}");
+fn lost(e: &SendError) -> ConnectError {
+    let why = &e.error;
+    if e.is_unprocessed() {
+        let text = format_args!("the application did not take the request: {why}");
         return ConnectError::new(Reason::ApplicationRefused, text);
     }
     ConnectError::new(
         Reason::ApplicationReset,
-        format_args!("the application ended the connection before its response: {e}{why}"),
+        format_args!("the application ended the connection before its response: {why}"),
     )
 }

@@ -3,24 +3,53 @@
 use std::{
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::telemetry::Meter;
+use crate::{
+    resilience::Permit,
+    telemetry::{ConnectionMetrics, Meter},
+};
 
 /// Counts what is read from a connection as received from its other side and what is written as sent to it.
 #[derive(Debug)]
 pub struct Metered<IO> {
     io: IO,
     meter: Meter,
+    _open: Option<Open>,
+}
+
+/// What an open connection holds.
+struct Open {
+    metrics: Rc<ConnectionMetrics>,
+    _permit: Option<Permit>,
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Open")
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.closed();
+    }
 }
 
 impl<IO> Metered<IO> {
     /// Counts the bytes of `io` on `meter`.
     pub fn new(io: IO, meter: Meter) -> Self {
-        Self { io, meter }
+        Self { io, meter, _open: None }
+    }
+
+    /// The same, and counts the connection as open for as long as it is; `permit` is its place among others.
+    pub fn open(io: IO, metrics: Rc<ConnectionMetrics>, permit: Option<Permit>) -> Self {
+        metrics.opened();
+        Self { io, meter: metrics.meter(), _open: Some(Open { metrics, _permit: permit }) }
     }
 }
 

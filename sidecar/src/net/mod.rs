@@ -17,3 +17,10 @@ pub use gathered::Gathered;
 pub use metered::Metered;
 pub use peeked::Peeked;
 pub use stream::Upstream;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A connection of whatever kind.
+pub trait Io: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}

@@ -9,7 +9,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{endpoint::Endpoint, service::Service};
 use crate::{
-    http::client::{ConnectError, H1Sender, Made, StreamSlot, start_h1},
+    http::client::{self, ConnectError, Made, StreamSlot},
+    http1::client::Client,
     net::{ReadAhead, connect::dial},
     reason::Reason,
     telemetry::{Direction, Transport},
@@ -113,19 +114,19 @@ pub(super) async fn http2(
 }
 
 /// A new HTTP/1.1 connection to an endpoint without a sidecar.
-pub(super) async fn http1(worker: &Worker, service: &Service, endpoint: &Endpoint) -> Result<H1Sender, ConnectError> {
+pub(super) async fn http1(worker: &Worker, service: &Service, endpoint: &Endpoint) -> Result<Client, ConnectError> {
     let _pending = service.breakers.try_pending().map_err(|full| overflow(service, full.which()))?;
     let permit = service.breakers.try_connection().map_err(|full| overflow(service, full.which()))?;
     let io = plain(service, endpoint).await?;
-    start_h1(Made {
+    let made = Made {
         io,
         refusal: Rc::default(),
         requests: Rc::clone(&service.unattached),
         connection: worker.metrics.connections(Direction::Outbound, Transport::Plaintext),
         permit: Some(permit),
         to_sidecar: false,
-    })
-    .await
+    };
+    Ok(client::http1(made, &endpoint.h1))
 }
 
 /// A failure of mTLS, counted.

@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use crate::{
     balance::{Candidate, PeakEwma},
-    http::client::{H1Pool, H2Pool},
+    http::client::H2Pool,
+    http1::client::Pool,
     resilience::{HostHealth, full_jitter},
 };
 
@@ -31,7 +32,7 @@ pub struct Endpoint {
     /// Connections that carry HTTP/2.
     pub h2: Rc<H2Pool>,
     /// Connections that carry HTTP/1.1, where the endpoint has no sidecar.
-    pub h1: Rc<H1Pool>,
+    pub h1: Rc<Pool>,
 }
 
 impl Endpoint {

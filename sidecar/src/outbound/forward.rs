@@ -8,16 +8,15 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request::Parts};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{connect, endpoint::Endpoint, retries::Retries, service::Service};
 use crate::{
     balance::Candidate,
     http::{
-        Body,
+        Body, Incoming, SendError,
         body::{Activity, Deadline, ReplaySource, Watched},
-        client::{self, ConnectError, StreamSlot},
+        client::{ConnectError, StreamSlot},
         exchange::{Exchange, Held},
         headers,
         reply::{is_grpc, reply},
@@ -124,11 +123,8 @@ pub(super) async fn forward(
     let grpc = is_grpc(&outgoing.headers);
     let deadline = if grpc { deadline(Instant::now(), &outgoing.headers) } else { None };
     let activity = Activity::new(service.spec.timeouts.idle.enabled());
-    let source = if http_body::Body::is_end_stream(&body) {
-        Source::None
-    } else {
-        Source::Replay(ReplaySource::new(body, Rc::clone(&activity)))
-    };
+    let source =
+        if body.is_end_stream() { Source::None } else { Source::Replay(ReplaySource::new(body, Rc::clone(&activity))) };
     match call(worker, service, &outgoing, &source, &activity, deadline).await {
         Ok((response, exchange)) => answer(service, response, exchange, activity, deadline),
         Err((e, exchange)) => refused(worker, exchange, e.reason, &e.message, grpc),
@@ -387,59 +383,48 @@ async fn send(
                 None => Box::pin(connect::http2(worker, service, endpoint)).await?,
             };
             sent_at.set(Some(Instant::now()));
-            let mut e = match slot.connection().send(outgoing.request(source.next_try())).await {
+            let e = match slot.connection().send(outgoing.request(source.next_try())).await {
                 Ok(response) => return Ok((response, Some(slot))),
                 Err(e) => e,
             };
             if let Some(refusal) = slot.connection().refusal() {
                 return Err(TryError::from(refusal.clone()));
             }
-            let unsent = e.take_message().is_some();
-            let e = failed(service, endpoint, &e.into_error(), unsent, source);
             // As below: the connection ended as we wrote.
-            if was_reused && unsent && source.can_replay() && std::mem::take(&mut again) {
+            if was_reused && e.unsent && source.can_replay() && std::mem::take(&mut again) {
                 continue;
             }
-            return Err(e);
+            return Err(failed(service, endpoint, &e, source));
         }
     }
     let mut reused = endpoint.h1.take();
     loop {
         let was_reused = reused.is_some();
-        let mut sender = match reused.take() {
-            Some(sender) => sender,
+        let client = match reused.take() {
+            Some(client) => client,
             None => Box::pin(connect::http1(worker, service, endpoint)).await?,
         };
         let body = source.next_try();
         sent_at.set(Some(Instant::now()));
-        match sender.try_send_request(outgoing.request(body)).await {
-            Ok(response) => {
-                endpoint.h1.give_back(sender);
-                return Ok((response, None));
-            }
-            Err(mut e) => {
-                let unsent = e.take_message().is_some();
-                let e = failed(service, endpoint, &e.into_error(), unsent, source);
-                // The peer closed the idle connection as we wrote: that is no failure of the endpoint's, and a new
-                // connection tells at once.
-                if was_reused && e.unprocessed && source.can_replay() {
-                    continue;
-                }
-                return Err(e);
-            }
+        match client.send(outgoing.request(body)).await {
+            Ok(response) => return Ok((response, None)),
+            // The peer closed the idle connection as we wrote: that is no failure of the endpoint's, and a new
+            // connection tells at once.
+            Err(e) if was_reused && e.is_unprocessed() && source.can_replay() => {}
+            Err(e) => return Err(failed(service, endpoint, &e, source)),
         }
     }
 }
 
-fn failed(service: &Service, endpoint: &Endpoint, e: &hyper::Error, unsent: bool, source: &Source) -> TryError {
-    let by_caller = !unsent && source.broke();
-    let unprocessed = unsent || client::unprocessed(e);
-    let why = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
+fn failed(service: &Service, endpoint: &Endpoint, e: &SendError, source: &Source) -> TryError {
+    let by_caller = !e.unsent && source.broke();
+    let unprocessed = e.is_unprocessed();
+    let e = &e.error;
     let (name, address) = (&service.spec.name, endpoint.address);
     let (reason, message) = if e.is_parse() {
         (Reason::ProtocolError, format!("{name} at {address} sent what is no HTTP response: {e}"))
     } else {
-        (Reason::UpstreamReset, format!("{name} at {address} ended the connection before its response: {e}{why}"))
+        (Reason::UpstreamReset, format!("{name} at {address} ended the connection before its response: {e}"))
     };
     TryError { reason, message: message.into(), unprocessed, by_caller }
 }

@@ -3,7 +3,6 @@
 use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 use http::{Request, Response, Version, header::HOST, uri::Authority};
-use hyper::body::Incoming;
 
 use super::{
     forward::{self, forward},
@@ -12,7 +11,8 @@ use super::{
     upgrade,
 };
 use crate::{
-    http::{Body, headers, reply, reply::is_grpc, server},
+    http::{Body, Error, Incoming, headers, reply, reply::is_grpc, server},
+    http1,
     net::{Metered, Peeked, detect},
     reason::Reason,
     telemetry::{Direction, Transport},
@@ -32,7 +32,7 @@ struct Client {
 /// Serves HTTP/1.x.
 pub(super) async fn serve_http1(worker: Rc<Worker>, io: Peeked, destination: SocketAddr) {
     serve(worker, io, destination, async |client, io, finish| {
-        server::http1(io, |request| handle(Rc::clone(&client), request), finish).await
+        http1::server::serve(io, |request| handle(Rc::clone(&client), request), finish).await
     })
     .await;
 }
@@ -47,7 +47,7 @@ pub(super) async fn serve_http2(worker: Rc<Worker>, io: Peeked, destination: Soc
 
 async fn serve<F>(worker: Rc<Worker>, io: Peeked, destination: SocketAddr, serving: F)
 where
-    F: AsyncFnOnce(Rc<Client>, Metered<Peeked>, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> hyper::Result<()>,
+    F: AsyncFnOnce(Rc<Client>, Metered<Peeked>, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> Result<(), Error>,
 {
     let metrics = worker.metrics.connections(Direction::Outbound, Transport::Workload);
     let io = Metered::new(io, metrics.meter());

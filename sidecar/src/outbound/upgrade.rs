@@ -1,9 +1,8 @@
 //! Requests that ask their connection to become something else: WebSocket and others.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONTENT_LENGTH, header::UPGRADE};
-use hyper::body::Incoming;
 use tokio::task::spawn_local;
 
 use super::{
@@ -11,7 +10,8 @@ use super::{
     service::Service,
 };
 use crate::{
-    http::{Body, body::Activity, headers, tunnel},
+    http::{Body, Error, Incoming, body::Activity, headers, tunnel},
+    http1::OnUpgrade,
     reason::Reason,
     telemetry::Direction,
     worker::Worker,
@@ -26,13 +26,8 @@ pub(super) fn is_asked_for(request: &Request<Incoming>) -> bool {
 }
 
 /// Forwards the request and, once the other side agrees, the bytes.
-pub(super) async fn forward(
-    worker: &Rc<Worker>,
-    service: &Rc<Service>,
-    mut request: Request<Incoming>,
-) -> Response<Body> {
-    let client = hyper::upgrade::on(&mut request);
-    let outgoing = match outgoing(service, request) {
+pub(super) async fn forward(worker: &Rc<Worker>, service: &Rc<Service>, request: Request<Incoming>) -> Response<Body> {
+    let (outgoing, client) = match outgoing(service, request) {
         Ok(outgoing) => outgoing,
         Err(why) => return forward::bad_request(worker, service, &why, false),
     };
@@ -47,21 +42,10 @@ pub(super) async fn forward(
     };
     exchange.answered(StatusCode::SWITCHING_PROTOCOLS);
     let idle = service.spec.timeouts.tcp_idle.enabled();
-    let upstream = hyper::upgrade::on(&mut response);
     let (parts, body) = response.into_parts();
     let worker = Rc::clone(worker);
     spawn_local(async move {
-        let carried = match source {
-            Source::Tunnel(last) => match (client.await, last.take()) {
-                (Ok(client), Some(sender)) => Ok(tunnel::carry(client, sender, body, idle).await),
-                (client, _) => client.map(|_| tunnel::End::Closed),
-            },
-            Source::None | Source::Replay(_) => match tokio::try_join!(client, upstream) {
-                Ok((client, upstream)) => Ok(tunnel::join(client, upstream, idle).await),
-                Err(e) => Err(e),
-            },
-        };
-        match carried {
+        match carry(client, source, body, idle).await {
             Ok(ended) => count_idle(&worker, ended),
             Err(error) => tracing::debug!(%error, "an upgrade broke off"),
         }
@@ -70,12 +54,30 @@ pub(super) async fn forward(
     switched(service, parts, agreed)
 }
 
+/// Carries the bytes between the workload and the other side, once the workload knows of the upgrade.
+async fn carry(
+    client: OnUpgrade,
+    source: Source,
+    body: Incoming,
+    idle: Option<Duration>,
+) -> Result<tunnel::End, Error> {
+    let client = client.upgraded().await?;
+    Ok(match source {
+        Source::Tunnel(last) => match last.take() {
+            Some(sender) => tunnel::carry(client, sender, body, idle).await,
+            None => tunnel::End::Closed,
+        },
+        Source::None | Source::Replay(_) => {
+            let upstream = body.upgrade().ok_or(Error::Closed)?.upgraded().await?;
+            tunnel::join(client, upstream, idle).await
+        }
+    })
+}
+
 /// The request as it leaves: an upgrade between sidecars is an ordinary request with a header.
-fn outgoing(service: &Service, request: Request<Incoming>) -> Result<Outgoing, String> {
+fn outgoing(service: &Service, request: Request<Incoming>) -> Result<(Outgoing, OnUpgrade), String> {
     let (parts, body) = request.into_parts();
-    if !http_body::Body::is_end_stream(&body) {
-        return Err("a request that asks for an upgrade must have no body here".to_owned());
-    }
+    let client = body.upgrade().ok_or("a request that asks for an upgrade must have no body here")?;
     let protocol = parts.headers.get(UPGRADE).cloned().ok_or("the upgrade names no protocol")?;
     let mut outgoing = forward::outgoing(service, parts).map_err(|e| e.to_string())?;
     outgoing.headers.remove(CONTENT_LENGTH);
@@ -84,7 +86,7 @@ fn outgoing(service: &Service, request: Request<Incoming>) -> Result<Outgoing, S
     } else {
         headers::set_upgrade(&mut outgoing.headers, protocol);
     }
-    Ok(outgoing)
+    Ok((outgoing, client))
 }
 
 /// The protocol that the other side has switched to, if it has.

@@ -1,0 +1,71 @@
+//! A body as it comes from a connection.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::Error;
+use crate::http1::{OnUpgrade, RecvBody};
+
+/// The body of a request or a response that has come.
+#[derive(Debug)]
+pub enum Incoming {
+    /// There is none.
+    Empty,
+    /// It came with the head.
+    Whole(Bytes),
+    /// It is coming over HTTP/1.x.
+    Http1(RecvBody),
+    /// It is coming over HTTP/2.
+    Http2(hyper::body::Incoming),
+    /// There is none, and the connection may become, or has become, something else.
+    Upgrade(OnUpgrade),
+}
+
+impl Incoming {
+    /// The next piece, or the trailers.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self {
+            Self::Empty | Self::Upgrade(_) => Poll::Ready(None),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Http1(body) => body.poll(cx),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Error::from),
+        }
+    }
+
+    /// Whether all was taken.
+    pub fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty | Self::Upgrade(_) => true,
+            Self::Whole(_) => false,
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    /// What is known of the length of what is still to come.
+    pub fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty | Self::Upgrade(_) => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+
+    /// The right to the connection, where it is to become something else.
+    pub fn upgrade(self) -> Option<OnUpgrade> {
+        match self {
+            Self::Upgrade(upgrade) => Some(upgrade),
+            _ => None,
+        }
+    }
+}
