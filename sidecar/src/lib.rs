@@ -6,6 +6,7 @@ pub mod config;
 pub mod discovery;
 pub mod http;
 pub mod http1;
+pub mod http2;
 pub mod identity;
 pub mod inbound;
 pub mod net;

@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt as _;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{Builder, LocalOptions},
@@ -39,7 +38,7 @@ use crate::{
     outbound,
     reason::Reason,
     telemetry::{Direction, Metrics},
-    worker::{Open, Phase, Shared, Worker},
+    worker::{Entered, Open, Phase, Shared, Worker},
 };
 
 /// With more workers the connections to each peer multiply; a sidecar that needs more is told so by `workers`.
@@ -228,14 +227,14 @@ impl Drop for DownTogether {
 }
 
 fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listeners) -> io::Result<()> {
-    // One queue for all tasks, whoever wakes them: what waits for the end of a turn (`net::gathered`) comes last.
+    // One queue for all tasks, whoever wakes them: what waits for the end of a turn (`http2::driver`) comes last.
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async move {
         let worker = Worker::new(index, shared, busy);
         worker.services.start(&worker);
         for listener in listeners.outbound {
             let (here, open) = (Rc::clone(&worker), worker.outbound_open.clone());
-            let serve = move |worker, stream, _peer| outbound::serve(worker, stream);
+            let serve = |worker, stream, _peer, entered| outbound::serve(worker, stream, entered);
             spawn_local(accept(here, listen::into_tokio(listener)?, Direction::Outbound, open, Phase::Closing, serve));
         }
         let open = worker.inbound.open.clone();
@@ -256,7 +255,7 @@ async fn accept<S, F>(
     until: Phase,
     serve: S,
 ) where
-    S: Fn(Rc<Worker>, TcpStream, SocketAddr) -> F,
+    S: Fn(Rc<Worker>, TcpStream, SocketAddr, Entered) -> F,
     F: Future<Output = ()> + 'static,
 {
     let take = |accepted: io::Result<(TcpStream, SocketAddr)>| match accepted {
@@ -266,8 +265,7 @@ async fn accept<S, F>(
                 listen::reset_on_close(&stream);
                 return true;
             };
-            // No async block: it would hold the connection twice, as what it has captured and as what it awaits.
-            spawn_local(serve(Rc::clone(&worker), stream, peer).map(move |()| drop(entered)));
+            spawn_local(serve(Rc::clone(&worker), stream, peer, entered));
             true
         }
         Err(error) => {

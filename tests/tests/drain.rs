@@ -175,7 +175,7 @@ fn an_idle_connection_to_an_endpoint_that_leaves_is_closed_at_once() {
         until_no_mesh_connection(first).await;
         // It comes back while a request that began before is still under way at the other.
         point(&shop, &[0]).await;
-        let old = delayed(&shop, false, 4_000).await;
+        let old = delayed(&shop, false, 8_000).await;
         sleep(Duration::from_millis(300)).await;
         point(&shop, &[1]).await;
         point(&shop, &[0]).await;

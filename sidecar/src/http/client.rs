@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt as _;
 use http::{Request, Response};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use smallvec::SmallVec;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -19,25 +16,23 @@ use tokio::{
     task::spawn_local,
 };
 
-use super::{Body, Incoming, LocalExec, SendError};
+use super::{Body, Incoming, SendError};
 use crate::{
     http1::client::{Client, Pool},
-    net::{Gathered, Io, Metered},
+    http2::{self, KeepAlive},
+    net::{Io, Metered},
     reason::Reason,
     resilience::Permit,
     telemetry::{ConnectionMetrics, RequestMetrics},
-    tls,
 };
 
-/// A stream may hold this much unread; a connection eight times that, so that one slow reader cannot stop the others
-/// (linkerd2 #14908: at least four times).
-pub const STREAM_WINDOW: u32 = 1 << 20;
-/// See [`STREAM_WINDOW`].
-pub const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Streams of one connection from which another one is opened beside it.
 const STREAMS_BEFORE_ANOTHER: usize = 64;
 /// Connections of one worker to one endpoint.
 const MAX_CONNECTIONS: usize = 8;
+/// A sidecar that is asked something and silent is asked whether it is there.
+const KEEP_ALIVE: KeepAlive =
+    KeepAlive { every: Duration::from_secs(10), timeout: Duration::from_secs(5), idle: false };
 
 /// Why there is no connection.
 #[derive(Debug, Clone)]
@@ -64,7 +59,7 @@ impl fmt::Display for ConnectError {
 /// An HTTP/2 connection that requests share.
 #[derive(Debug)]
 pub struct H2Connection {
-    sender: RefCell<http2::SendRequest<Body>>,
+    sender: http2::client::Sender,
     streams: Cell<usize>,
     closed: Cell<bool>,
     refusal: Rc<OnceCell<ConnectError>>,
@@ -83,15 +78,12 @@ impl H2Connection {
     }
 
     fn is_usable(&self) -> bool {
-        !self.closed.get() && !self.sender.borrow().is_closed()
+        !self.closed.get() && self.sender.is_usable()
     }
 
     /// Sends a request; one that never left comes back with the error.
     pub fn send(&self, request: Request<Body>) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
-        self.sender.borrow_mut().try_send_request(request).map(|sent| match sent {
-            Ok(response) => Ok(response.map(Incoming::Http2)),
-            Err(mut e) => Err(SendError { unsent: e.take_message().is_some(), error: e.into_error().into() }),
-        })
+        self.sender.send(request)
     }
 }
 
@@ -172,10 +164,7 @@ impl H2Pool {
             // A task of its own: a caller that goes away must not take the others' connection with it.
             let (pool, making) = (Rc::clone(self), connect());
             spawn_local(async move {
-                let made = match making.await {
-                    Ok(made) => pool.start(made).await,
-                    Err(e) => Err(e),
-                };
+                let made = making.await.map(|made| pool.start(made));
                 pool.connecting.set(false);
                 pool.answer(made);
             });
@@ -188,26 +177,14 @@ impl H2Pool {
         receiver.await.unwrap_or_else(|_| Err(ConnectError::new(Reason::ConnectFailed, "the connection was given up")))
     }
 
-    async fn start<IO>(self: &Rc<Self>, made: Made<IO>) -> Result<Rc<H2Connection>, ConnectError>
+    fn start<IO>(self: &Rc<Self>, made: Made<IO>) -> Rc<H2Connection>
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let ask_every = made.to_sidecar.then_some(Duration::from_secs(10));
-        let (sender, driver) = http2::Builder::new(LocalExec)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(64 * 1024)
-            .keep_alive_interval(ask_every)
-            .keep_alive_timeout(Duration::from_secs(5))
-            .handshake(TokioIo::new(Gathered::new(Metered::open(made.io, made.connection, made.permit))))
-            .await
-            .map_err(|e| match tls::find(&e) {
-                Some(refusal) => ConnectError::new(Reason::TlsFailed, format_args!("no mTLS: {}", refusal.message)),
-                None => ConnectError::new(Reason::ProtocolError, format_args!("HTTP/2 could not start: {e}")),
-            })?;
+        let keep_alive = made.to_sidecar.then_some(KEEP_ALIVE);
+        let (sender, driver) = http2::client::start(Metered::open(made.io, made.connection, made.permit), keep_alive);
         let connection = Rc::new(H2Connection {
-            sender: RefCell::new(sender),
+            sender,
             streams: Cell::new(0),
             closed: Cell::new(false),
             refusal: made.refusal,
@@ -226,7 +203,7 @@ impl H2Pool {
                 pool.connections.borrow_mut().retain(|c| c.is_usable());
             }
         });
-        Ok(connection)
+        connection
     }
 
     fn answer(&self, made: Result<Rc<H2Connection>, ConnectError>) {

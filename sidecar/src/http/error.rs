@@ -1,6 +1,8 @@
 //! What can go wrong between a request and the end of its response.
 
-use std::{error, fmt, io, sync::Arc};
+use std::{error, fmt, io, sync::Arc, time::Duration};
+
+use crate::http2::Code;
 
 /// Why a message did not come, or did not go, whole. Cheap to clone: one broken connection may fail many requests.
 #[derive(Debug, Clone)]
@@ -17,34 +19,26 @@ pub enum Error {
     Length(&'static str),
     /// The body that we were to send broke off.
     Body(Arc<str>),
-    /// An HTTP/2 stream or connection ended.
-    Http2(Arc<hyper::Error>),
+    /// The other side has ended the HTTP/2 stream.
+    Reset(Code),
+    /// The other side has ended the HTTP/2 connection, because of this.
+    GoAway(Code),
+    /// The other side has ended the HTTP/2 connection and says that it did nothing with the request.
+    Unprocessed(Code),
+    /// The other side did not answer a PING within this time.
+    Silent(Duration),
 }
 
 impl Error {
     /// Whether the other side does not speak HTTP as it should.
     pub fn is_parse(&self) -> bool {
-        match self {
-            Self::Parse(_) => true,
-            Self::Http2(e) => e.is_parse(),
-            _ => false,
-        }
+        matches!(self, Self::Parse(_))
     }
 
     /// Whether the other side certainly did nothing with the request: RFC 9113 section 8.7 says so of a refused stream
     /// and of one above the last that GOAWAY names.
     pub fn is_unprocessed(&self) -> bool {
-        let Self::Http2(e) = self else { return false };
-        let mut source: Option<&(dyn error::Error + 'static)> = error::Error::source(e);
-        while let Some(e) = source {
-            if let Some(h2) = e.downcast_ref::<h2::Error>() {
-                let refused = h2.is_reset() && h2.is_remote() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-                let gone = h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR);
-                return refused || gone;
-            }
-            source = e.source();
-        }
-        e.is_canceled()
+        matches!(self, Self::Unprocessed(_) | Self::Reset(Code::REFUSED_STREAM))
     }
 }
 
@@ -57,7 +51,10 @@ impl fmt::Display for Error {
             Self::Io(e) => write!(f, "the connection broke: {e}"),
             Self::Length(words) => f.write_str(words),
             Self::Body(why) => write!(f, "its body broke off: {why}"),
-            Self::Http2(e) => e.fmt(f),
+            Self::Reset(code) => write!(f, "it ended the stream: {code}"),
+            Self::GoAway(code) => write!(f, "it ended the connection: {code}"),
+            Self::Unprocessed(code) => write!(f, "it ended the connection without the request: {code}"),
+            Self::Silent(time) => write!(f, "it did not answer a PING within {time:?}"),
         }
     }
 }
@@ -66,15 +63,8 @@ impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             Self::Io(e) => Some(&**e),
-            Self::Http2(e) => e.source(),
             _ => None,
         }
-    }
-}
-
-impl From<hyper::Error> for Error {
-    fn from(e: hyper::Error) -> Self {
-        Self::Http2(Arc::new(e))
     }
 }
 

@@ -1,15 +1,15 @@
 //! A body as it comes from a connection.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 
 use super::Error;
-use crate::http1::{OnUpgrade, RecvBody};
+use crate::{
+    http1::{OnUpgrade, RecvBody},
+    http2,
+};
 
 /// The body of a request or a response that has come.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub enum Incoming {
     /// It is coming over HTTP/1.x.
     Http1(RecvBody),
     /// It is coming over HTTP/2.
-    Http2(hyper::body::Incoming),
+    Http2(http2::RecvBody),
     /// There is none, and the connection may become, or has become, something else.
     Upgrade(OnUpgrade),
 }
@@ -37,7 +37,7 @@ impl Incoming {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Self::Http1(body) => body.poll(cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Error::from),
+            Self::Http2(body) => body.poll(cx),
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     fmt,
     future::poll_fn,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -73,20 +73,20 @@ impl Pool {
         }
         idle.push(Idle { connection, since: Instant::now() });
         if !self.sweeping.replace(true) {
-            let pool = Rc::clone(self);
-            spawn_local(async move { pool.sweep().await });
+            spawn_local(Self::sweep(Rc::downgrade(self)));
         }
     }
 
     /// Closes connections that have been idle too long or that the other side has closed, until there is none.
-    async fn sweep(&self) {
+    async fn sweep(pool: Weak<Self>) {
         loop {
             tokio::time::sleep(MAX_IDLE / 2).await;
+            let Some(pool) = pool.upgrade() else { return };
             let now = Instant::now();
-            let mut idle = self.idle.borrow_mut();
+            let mut idle = pool.idle.borrow_mut();
             idle.retain(|i| now - i.since < MAX_IDLE && is_idle(&i.connection));
             if idle.is_empty() {
-                self.sweeping.set(false);
+                pool.sweeping.set(false);
                 return;
             }
         }
@@ -101,9 +101,11 @@ pub(super) fn give_back(connection: Shared) {
         if !now.is_received() || now.has_input() {
             return;
         }
-        Rc::clone(&home.pool)
+        home.pool.upgrade()
     };
-    pool.keep(connection);
+    if let Some(pool) = pool {
+        pool.keep(connection);
+    }
 }
 
 /// A connection for one request. It goes back to its pool by itself, once the response was taken.
@@ -119,7 +121,7 @@ impl Client {
     /// A connection that was made just now and belongs to `pool`.
     pub fn new(io: impl Io + 'static, pool: &Rc<Pool>) -> Self {
         let connection = connection::share(io);
-        connection.borrow_mut().home = Some(Home { pool: Rc::clone(pool), may_return: false });
+        connection.borrow_mut().home = Some(Home { pool: Rc::downgrade(pool), may_return: false });
         Self(connection)
     }
 

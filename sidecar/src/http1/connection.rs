@@ -5,14 +5,14 @@ use std::{
     future::Future as _,
     io,
     pin::pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::io::AsyncReadExt as _;
 
 use super::{
     chunked::{Chunked, Piece},
@@ -64,7 +64,8 @@ pub(super) struct Connection {
 
 /// Where a client's connection goes when its response was taken.
 pub(super) struct Home {
-    pub(super) pool: Rc<Pool>,
+    /// Who closes it by being gone: an endpoint that has left takes its idle connections along.
+    pub(super) pool: Weak<Pool>,
     /// The request has left and nobody said that this is the last exchange.
     pub(super) may_return: bool,
 }

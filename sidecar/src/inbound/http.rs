@@ -21,9 +21,10 @@ use crate::{
         exchange::{Exchange, Held},
         headers,
         reply::{is_grpc, reply},
-        server, tunnel,
+        tunnel,
     },
     http1::{self, OnUpgrade, client::Client},
+    http2,
     net::Metered,
     reason::Reason,
     telemetry::{ConnectionMetrics, Direction, RequestMetrics, Transport},
@@ -67,7 +68,8 @@ pub(super) async fn serve_http2<IO>(
     let peer = Peer::new(worker, caller, destination);
     metrics.opened();
     let io = Metered::new(io, metrics.meter());
-    let ended = server::http2(io, |request| handle(Rc::clone(&peer), request), worker.reached(Phase::Finishing)).await;
+    let ended =
+        http2::server::serve(io, |request| handle(Rc::clone(&peer), request), worker.reached(Phase::Finishing)).await;
     metrics.closed();
     if let Err(error) = ended {
         tracing::debug!(%error, "a peer's HTTP/2 connection ended");

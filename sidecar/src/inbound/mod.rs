@@ -39,7 +39,7 @@ use crate::{
     reason::Reason,
     telemetry::{Direction, Transport},
     tls,
-    worker::{Open, Worker},
+    worker::{Entered, Open, Worker},
 };
 
 /// A handshake that takes longer is given up. A connection that has sent nothing at all is only given up when its
@@ -119,7 +119,7 @@ enum Carries {
 type ToApplication = TcpStream;
 
 /// Carries one connection of a peer to its end.
-pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr) {
+pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, _entered: Entered) {
     let peer = listen::canonical(peer);
     match journey(&worker, &mut stream, peer).await {
         Ok(Next::Done) => {}

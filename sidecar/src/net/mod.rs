@@ -4,7 +4,6 @@ pub mod ahead;
 pub mod connect;
 pub mod copy;
 pub mod detect;
-pub mod gathered;
 pub mod listen;
 pub mod look;
 pub mod metered;
@@ -13,7 +12,6 @@ pub mod pipe;
 pub mod stream;
 
 pub use ahead::ReadAhead;
-pub use gathered::Gathered;
 pub use metered::Metered;
 pub use peeked::Peeked;
 pub use stream::Upstream;

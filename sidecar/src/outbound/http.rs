@@ -11,12 +11,12 @@ use super::{
     upgrade,
 };
 use crate::{
-    http::{Body, Error, Incoming, headers, reply, reply::is_grpc, server},
-    http1,
+    http::{Body, Error, Incoming, headers, reply, reply::is_grpc},
+    http1, http2,
     net::{Metered, Peeked, detect},
     reason::Reason,
     telemetry::{Direction, Transport},
-    worker::{Phase, Worker},
+    worker::{Entered, Phase, Worker},
 };
 
 /// One connection of the workload, and what its requests have in common.
@@ -30,7 +30,7 @@ struct Client {
 }
 
 /// Serves HTTP/1.x.
-pub(super) async fn serve_http1(worker: Rc<Worker>, io: Peeked, destination: SocketAddr) {
+pub(super) async fn serve_http1(worker: Rc<Worker>, io: Peeked, destination: SocketAddr, _entered: Entered) {
     serve(worker, io, destination, async |client, io, finish| {
         http1::server::serve(io, |request| handle(Rc::clone(&client), request), finish).await
     })
@@ -40,7 +40,7 @@ pub(super) async fn serve_http1(worker: Rc<Worker>, io: Peeked, destination: Soc
 /// Serves HTTP/2 with prior knowledge.
 pub(super) async fn serve_http2(worker: Rc<Worker>, io: Peeked, destination: SocketAddr) {
     serve(worker, io, destination, async |client, io, finish| {
-        server::http2(io, |request| handle(Rc::clone(&client), request), finish).await
+        http2::server::serve(io, |request| handle(Rc::clone(&client), request), finish).await
     })
     .await;
 }

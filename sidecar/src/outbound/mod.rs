@@ -15,7 +15,7 @@ mod upgrade;
 
 use std::{io, net::SocketAddr, rc::Rc};
 
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::spawn_local};
 
 pub use endpoint::Endpoint;
 pub use service::Service;
@@ -32,7 +32,7 @@ use crate::{
     },
     reason::Reason,
     telemetry::Direction,
-    worker::Worker,
+    worker::{Entered, Worker},
 };
 
 /// What a connection of the workload carries.
@@ -42,8 +42,8 @@ enum Carries {
     Bytes(Rc<Service>),
 }
 
-/// Carries one connection of the workload to its end.
-pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream) {
+/// Carries one connection of the workload to its end. `entered` is its place among those that are open.
+pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, entered: Entered) {
     let destination = match begin(&worker, &stream) {
         Ok(destination) => destination,
         Err(refused) => return refuse(&worker, &stream, &refused),
@@ -68,7 +68,10 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream) {
         Err(refused) => return refuse(&worker, &stream, &refused),
     };
     match looked.found {
-        Some(Carries::Http1) => http::serve_http1(worker, Peeked::new(stream, looked.bytes), destination).await,
+        // A task of its own: this one has room for what other connections need, and most of these are idle for long.
+        Some(Carries::Http1) => {
+            spawn_local(http::serve_http1(worker, Peeked::new(stream, looked.bytes), destination, entered));
+        }
         Some(Carries::Http2) => http::serve_http2(worker, Peeked::new(stream, looked.bytes), destination).await,
         Some(Carries::Bytes(service)) => {
             opaque::carry(worker, stream, looked.bytes, None, Some(service), destination).await;
