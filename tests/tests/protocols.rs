@@ -117,9 +117,13 @@ fn bodies_of_every_size_arrive_whole() {
                 assert_eq!(sized.header("content-length"), size.to_string(), "{context}");
                 assert!(sized.body.len() == size && pattern::matches(0, &sized.body), "{context}: sized");
                 let chunked = call(&pair, family, h2, Method::GET, &format!("/chunked/{size}"), "").await;
-                // How a body is framed is each connection's own affair; what came in one piece may be given a length.
-                let length = chunked.header("content-length");
-                assert!(length.is_empty() || length == size.to_string(), "{context}: {length}");
+                // Between sidecars nothing tells an empty body in chunks from none.
+                let length = if size == 0 {
+                    chunked.header("content-length").trim_matches('0')
+                } else {
+                    chunked.header("content-length")
+                };
+                assert_eq!(length, "", "{context}");
                 assert!(chunked.body.len() == size && pattern::matches(0, &chunked.body), "{context}: chunked");
                 let echoed = call(&pair, family, h2, Method::POST, "/echo", pattern::bytes(size)).await;
                 assert!(echoed.body.len() == size && pattern::matches(0, &echoed.body), "{context}: echoed");

@@ -16,8 +16,9 @@ use crate::{
 pub enum Incoming {
     /// There is none.
     Empty,
-    /// It came with the head.
-    Whole(Bytes),
+    /// It has all come, and whether its head said how long it is. Where it did not, neither will we: how a message is
+    /// framed must not depend on how fast it came.
+    Whole(Bytes, bool),
     /// It is coming over HTTP/1.x.
     Http1(RecvBody),
     /// It is coming over HTTP/2.
@@ -31,7 +32,7 @@ impl Incoming {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match self {
             Self::Empty | Self::Upgrade(_) => Poll::Ready(None),
-            Self::Whole(bytes) => {
+            Self::Whole(bytes, _) => {
                 let bytes = std::mem::take(bytes);
                 *self = Self::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
@@ -45,7 +46,7 @@ impl Incoming {
     pub fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty | Self::Upgrade(_) => true,
-            Self::Whole(_) => false,
+            Self::Whole(..) => false,
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
         }
@@ -55,7 +56,8 @@ impl Incoming {
     pub fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty | Self::Upgrade(_) => SizeHint::with_exact(0),
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Whole(bytes, true) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Whole(_, false) => SizeHint::default(),
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
         }

@@ -241,7 +241,7 @@ impl Client {
             }
             Received::Whole(bytes) => {
                 give_back(connection);
-                Incoming::Whole(bytes)
+                Incoming::Whole(bytes, true)
             }
         };
         Ok(response.map(|()| body))

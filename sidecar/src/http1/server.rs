@@ -145,7 +145,7 @@ fn take_in(
         Received::Whole(bytes) => {
             // It has sent the body without waiting for leave.
             now.expects = false;
-            Incoming::Whole(bytes)
+            Incoming::Whole(bytes, true)
         }
         Received::Later => Incoming::Http1(RecvBody::new(connection.clone())),
     };

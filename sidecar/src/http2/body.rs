@@ -39,7 +39,7 @@ pub(super) fn incoming(connection: &Shared, stream: &Rc<Stream>) -> Incoming {
             && let Some(data) = state.data.pop_front()
         {
             connection.borrow_mut().took(data.len());
-            return Incoming::Whole(data);
+            return Incoming::Whole(data, state.to_take.is_some());
         }
     }
     Incoming::Http2(RecvBody { connection: Rc::clone(connection), stream: Rc::clone(stream) })
@@ -76,15 +76,10 @@ impl RecvBody {
         self.stream.state.borrow().is_taken()
     }
 
-    /// What is still to be taken.
+    /// What is still to be taken, where the head said how long the body is.
     pub fn size_hint(&self) -> SizeHint {
         let state = self.stream.state.borrow();
-        let here = || state.data.iter().map(|data| data.len() as u64).sum();
-        match state.to_take {
-            Some(left) => SizeHint::with_exact(left),
-            None if state.received && state.trailers.is_none() => SizeHint::with_exact(here()),
-            None => SizeHint::default(),
-        }
+        state.to_take.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
