@@ -26,6 +26,10 @@ use crate::reason::Reason;
 
 /// What a request keeps of its body so that it can be sent again: at most this much, then it streams only.
 pub const MAX_REPLAY: usize = 64 * 1024;
+/// … in at most this many pieces.
+const MAX_PIECES: usize = 1_024;
+/// A piece below this size is kept as a copy.
+const SMALL_PIECE: usize = 1_024;
 
 /// A request's or a response's body.
 #[derive(Debug)]
@@ -217,9 +221,11 @@ impl Replay {
         };
         source.activity.touch();
         if let Some(data) = frame.data_ref() {
-            if !source.overflowed && source.kept_len + data.len() <= MAX_REPLAY {
+            if !source.overflowed && source.kept_len + data.len() <= MAX_REPLAY && source.kept.len() < MAX_PIECES {
                 source.kept_len += data.len();
-                source.kept.push(data.clone());
+                // A small piece must not keep the whole of what was read with it.
+                let small = data.len() < SMALL_PIECE;
+                source.kept.push(if small { Bytes::copy_from_slice(data) } else { data.clone() });
                 self.position += 1;
             } else {
                 source.overflowed = true;

@@ -103,6 +103,15 @@ pub fn strip_lookalikes(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether only the mesh may say a header of this name, or it belongs to one connection: none of them can be a trailer.
+pub fn is_meshs_own(name: &HeaderName) -> bool {
+    let alike = |name: &str| name.starts_with(MESH_PREFIX) || name == CLIENT_CERT.as_str();
+    alike(name.as_str())
+        || is_hop_by_hop(name)
+        || *name == http::header::PROXY_AUTHORIZATION
+        || (name.as_str().contains('_') && alike(&name.as_str().replace('_', "-")))
+}
+
 /// Whether one of the protocols of an `Upgrade` header is HTTP itself.
 pub fn is_http(upgrade: &HeaderValue) -> bool {
     upgrade.as_bytes().split(|b| *b == b',').any(|protocol| {

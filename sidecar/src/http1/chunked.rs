@@ -7,6 +7,8 @@ use super::head;
 
 /// Bytes of one chunk's size line, extensions included, and of the trailers.
 const MAX_LINE: usize = 4 * 1024;
+/// Bytes of all extensions of a body: nobody needs them.
+const MAX_EXTENSIONS: usize = 16 * 1024;
 const MAX_TRAILERS: usize = 16 * 1024;
 
 /// Where in a chunked body the next byte belongs.
@@ -15,6 +17,7 @@ pub(super) struct Chunked {
     state: State,
     /// A line that has not all come, or all trailers so far.
     line: Vec<u8>,
+    extensions: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +41,7 @@ pub(super) enum Piece {
 
 impl Chunked {
     pub(super) fn new() -> Self {
-        Self { state: State::Size, line: Vec::new() }
+        Self { state: State::Size, line: Vec::new(), extensions: 0 }
     }
 
     /// Takes the next piece off `input`.
@@ -58,7 +61,11 @@ impl Chunked {
                     if !self.take_line(input, MAX_LINE)? {
                         return Ok(Piece::More);
                     }
-                    let size = size(&self.line)?;
+                    let (size, extensions) = size(&self.line)?;
+                    self.extensions += extensions;
+                    if self.extensions > MAX_EXTENSIONS {
+                        return Err("the extensions of a chunked body have no end");
+                    }
                     self.line.clear();
                     self.state = if size == 0 { State::Trailers } else { State::Data(size) };
                 }
@@ -101,19 +108,20 @@ impl Chunked {
     }
 }
 
-/// The size of a chunk, without its extensions.
-fn size(line: &[u8]) -> Result<u64, &'static str> {
+/// The size of a chunk, and the bytes of its extensions.
+fn size(line: &[u8]) -> Result<(u64, usize), &'static str> {
     const BAD: &str = "a chunk's size is not a hexadecimal number";
+    let line = line.strip_suffix(b"\r\n").ok_or(BAD)?;
     let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
-    let (number, rest) = line.split_at(digits);
-    if digits == 0 || digits > 15 {
+    let (number, extensions) = line.split_at(digits);
+    if digits == 0 || digits > 15 || extensions.contains(&b'\r') {
         return Err(BAD);
     }
     // RFC 9112 section 7.1.1 lets white space stand before an extension.
-    let rest = rest.trim_ascii();
-    if !rest.is_empty() && !rest.starts_with(b";") {
+    let after = extensions.iter().find(|b| !matches!(b, b' ' | b'\t'));
+    if after.is_some_and(|b| *b != b';') {
         return Err(BAD);
     }
     let text = std::str::from_utf8(number).map_err(|_| BAD)?;
-    u64::from_str_radix(text, 16).map_err(|_| BAD)
+    Ok((u64::from_str_radix(text, 16).map_err(|_| BAD)?, extensions.len()))
 }

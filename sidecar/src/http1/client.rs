@@ -224,7 +224,13 @@ impl Client {
                     connection.borrow_mut().wait(cx);
                     polled
                 });
-                let sent = sent.await.is_ok();
+                let sent = match sent.await {
+                    Ok(()) => true,
+                    // The answer may still be read.
+                    Err(Error::Io(_)) => false,
+                    // The server would wait for the rest, and we for it.
+                    Err(_) => return connection.borrow_mut().close(),
+                };
                 if let Some(home) = &mut connection.borrow_mut().home {
                     home.may_return = keep && sent;
                 }

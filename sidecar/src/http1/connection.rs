@@ -27,8 +27,6 @@ const READ: usize = 64 * 1024;
 /// What was read is copied out of the buffer that all connections of a worker read into, up to this size; beyond it,
 /// the buffer is given away and another one made.
 const COPY: usize = 16 * 1024;
-/// Bytes read ahead of a client's next request while its last one is answered.
-const MAX_AHEAD: usize = 64 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<BytesMut> = RefCell::default();
@@ -120,19 +118,22 @@ impl Connection {
                 } else {
                     let more = std::mem::take(&mut self.input);
                     self.partial.extend_from_slice(&more);
-                    if self.partial.len() > MAX_HEAD {
-                        return Poll::Ready(Err(Bad::FIELDS.into()));
-                    }
                     // Only the end of a line can end a head.
                     if memchr::memchr(b'\n', &more).is_some() {
                         let all = std::mem::take(&mut self.partial).freeze();
                         if let Some((head, len)) = parse(&all)? {
+                            if len > MAX_HEAD {
+                                return Poll::Ready(Err(Bad::FIELDS.into()));
+                            }
                             self.input = all;
                             take(&mut self.input, len);
                             return Poll::Ready(Ok(Some(head)));
                         }
                         self.partial = all.into();
                     }
+                }
+                if self.partial.len() > MAX_HEAD {
+                    return Poll::Ready(Err(Bad::FIELDS.into()));
                 }
                 // RFC 9112 section 2.2: empty lines before a request are nothing.
                 if self.partial.iter().all(|b| matches!(b, b'\r' | b'\n')) {
@@ -166,26 +167,45 @@ impl Connection {
         })
     }
 
-    /// Ends when the other side has closed or broken the connection; until then, what comes is kept for later.
+    /// Ends when the other side has closed or broken the connection. What comes is kept for later, and no more is read
+    /// then: a client that sends its next request before it has the answer to this one is still there.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            if self.eof {
-                return Poll::Ready(());
-            }
-            if self.input.len() + self.partial.len() > MAX_AHEAD {
+        while !self.eof {
+            if !self.input.is_empty() || !self.partial.is_empty() {
                 return Poll::Pending;
             }
             if ready!(self.poll_fill(cx)).is_err() {
-                return Poll::Ready(());
+                break;
             }
         }
+        Poll::Ready(())
+    }
+
+    /// Ends when the client has gone while its request is worked on.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if self.has_reader {
+            // Whoever reads the body learns of the connection's end.
+            self.wait(cx);
+            return Poll::Pending;
+        }
+        self.poll_gone(cx).map(|()| Error::Closed)
+    }
+
+    /// Ends when nobody takes the body off any more.
+    pub(super) fn poll_unread(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.has_reader && !self.is_received() && !matches!(self.receiving, Receiving::Broken) {
+            self.wait(cx);
+            return Poll::Pending;
+        }
+        Poll::Ready(())
     }
 
     /// Reads over what still comes, up to `limit` bytes, until the other side has closed.
-    pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
-        let mut read = 0;
-        while !self.eof && read <= limit {
-            read += std::mem::take(&mut self.input).len();
+    pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>, limit: &mut usize) -> Poll<()> {
+        while !self.eof {
+            let read = std::mem::take(&mut self.input).len();
+            let Some(left) = limit.checked_sub(read) else { break };
+            *limit = left;
             if ready!(self.poll_fill(cx)).is_err() {
                 break;
             }

@@ -9,6 +9,7 @@ use http::{
 };
 
 use super::out::Framing;
+use crate::http::headers;
 
 /// Fields of one head.
 pub(super) const MAX_FIELDS: usize = 100;
@@ -34,6 +35,10 @@ impl Bad {
     );
     const CODING: Self =
         Self(StatusCode::NOT_IMPLEMENTED, "the only transfer coding known here is \"chunked\" (RFC 9112 section 6.1)");
+    const CONNECT: Self = Self(
+        StatusCode::NOT_IMPLEMENTED,
+        "CONNECT is not carried here: this is no forward proxy (RFC 9110 section 9.3.6)",
+    );
     const VERSION: Self = Self(StatusCode::BAD_REQUEST, "HTTP/1.0 has no transfer-encoding (RFC 9112 section 6.1)");
 }
 
@@ -87,6 +92,9 @@ pub(super) fn request(bytes: &Bytes) -> Result<Option<(Request<()>, Says, usize)
     let fields = read_fields(bytes, head.headers)?;
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(method.as_bytes()).map_err(|_| Bad::HEAD)?;
+    if *request.method() == Method::CONNECT {
+        return Err(Bad::CONNECT);
+    }
     *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).map_err(|_| Bad::TARGET)?;
     let version = version_of(minor);
     *request.version_mut() = version;
@@ -142,7 +150,8 @@ pub(super) fn response(bytes: &Bytes, to: &Method) -> Result<Option<(Response<()
         (Coding::None, Some(length)) => Framing::Length(length),
         (Coding::None, None) => Framing::UntilClose,
     };
-    let keep_alive = framing != Framing::UntilClose && keeps(version, &fields);
+    // After CONNECT the application may take what comes for a tunnel's bytes (RFC 9112 section 6.3).
+    let keep_alive = framing != Framing::UntilClose && keeps(version, &fields) && *to != Method::CONNECT;
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.version_mut() = version;
@@ -226,24 +235,25 @@ pub(super) fn trailers(lines: &[u8]) -> Result<HeaderMap, &'static str> {
 
 /// RFC 9110 section 6.5.1: what frames, routes or authorizes a message cannot come after it.
 pub(super) fn may_trail(name: &HeaderName) -> bool {
-    ![
-        CONTENT_LENGTH,
-        TRANSFER_ENCODING,
-        HOST,
-        TE,
-        TRAILER,
-        CONNECTION,
-        EXPECT,
-        http::header::AUTHORIZATION,
-        http::header::CACHE_CONTROL,
-        http::header::CONTENT_ENCODING,
-        http::header::CONTENT_RANGE,
-        http::header::CONTENT_TYPE,
-        http::header::MAX_FORWARDS,
-        http::header::SET_COOKIE,
-        http::header::UPGRADE,
-    ]
-    .contains(name)
+    !headers::is_meshs_own(name)
+        && ![
+            CONTENT_LENGTH,
+            TRANSFER_ENCODING,
+            HOST,
+            TE,
+            TRAILER,
+            CONNECTION,
+            EXPECT,
+            http::header::AUTHORIZATION,
+            http::header::CACHE_CONTROL,
+            http::header::CONTENT_ENCODING,
+            http::header::CONTENT_RANGE,
+            http::header::CONTENT_TYPE,
+            http::header::MAX_FORWARDS,
+            http::header::SET_COOKIE,
+            http::header::UPGRADE,
+        ]
+        .contains(name)
 }
 
 /// Writes one field line.

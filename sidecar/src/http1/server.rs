@@ -81,14 +81,7 @@ where
             if !finishing && finish.as_mut().poll(cx).is_ready() {
                 finishing = true;
             }
-            let mut now = connection.borrow_mut();
-            if !now.is_received() {
-                // Whoever reads the body learns of the connection's end.
-                now.wait(cx);
-            } else if now.poll_gone(cx).is_ready() {
-                return Poll::Ready(Err(Error::Closed));
-            }
-            Poll::Pending
+            connection.borrow_mut().poll_left(cx).map(Err)
         })
         .await?;
         drop(work);
@@ -168,7 +161,11 @@ impl Exchange {
             Some(length) => Carries::Exactly(length),
             None => Carries::Something,
         };
-        let mut close = finishing || !self.keep_alive;
+        // To HTTP/1.0 only the connection's end can say where such a body ends.
+        let endless = self.version == Version::HTTP_10
+            && matches!(carries, Carries::Something)
+            && !parts.headers.contains_key(http::header::CONTENT_LENGTH);
+        let mut close = finishing || !self.keep_alive || endless;
         let framing = {
             let mut now = connection.borrow_mut();
             close |= now.expects;
@@ -197,10 +194,7 @@ impl Exchange {
                     Poll::Ready(()) if waited => continue,
                     _ => {}
                 }
-                if now.is_received() && now.poll_gone(cx).is_ready() {
-                    return Poll::Ready(Err(Error::Closed));
-                }
-                return Poll::Pending;
+                return now.poll_left(cx).map(Err);
             }
         })
         .await?;
@@ -214,13 +208,11 @@ impl Exchange {
         if connection.borrow().is_received() {
             return Ok(if close { Next::End } else { Next::Request });
         }
+        // Somebody may still be sending it on; what nobody wants is read over.
+        poll_fn(|cx| connection.borrow_mut().poll_unread(cx)).await;
         let mut limit = REST;
-        let over = poll_fn(|cx| connection.borrow_mut().poll_rest(cx, &mut limit));
-        let over = if connection.borrow().has_reader() {
-            over.await
-        } else {
-            tokio::time::timeout(REST_TIME, over).await.unwrap_or(false)
-        };
+        let rest = poll_fn(|cx| connection.borrow_mut().poll_rest(cx, &mut limit));
+        let over = tokio::time::timeout(REST_TIME, rest).await.unwrap_or(false);
         Ok(if over && !close { Next::Request } else { Next::End })
     }
 }
@@ -253,7 +245,8 @@ async fn end(connection: &Shared) -> Result<(), Error> {
     if connection.borrow().is_received() {
         return Ok(());
     }
-    let gone = poll_fn(|cx| connection.borrow_mut().poll_ended(cx, REST));
+    let mut limit = REST;
+    let gone = poll_fn(|cx| connection.borrow_mut().poll_ended(cx, &mut limit));
     // It may take its time; we do not.
     let _ = tokio::time::timeout(REST_TIME, gone).await;
     Ok(())

@@ -124,6 +124,7 @@ async fn what_two_readers_could_read_differently_is_refused() {
             "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
             "501 Not Implemented",
         ),
+        ("CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n", "501 Not Implemented"),
         (&*long, "414 URI Too Long"),
         (&*many, "431 Request Header Fields Too Large"),
         (&*big, "431 Request Header Fields Too Large"),
@@ -142,7 +143,19 @@ async fn what_two_readers_could_read_differently_is_refused() {
 
 #[tokio::test]
 async fn a_chunked_body_that_is_none_breaks_off() {
-    for bad in ["x\r\n", "5\nhello\r\n", "5\r\nhelloX\r\n", "5 5\r\n", "\r\n", "10000000000000000\r\n", "-1\r\n"] {
+    let extended = format!("1;{}\r\na\r\n", "e".repeat(4_000)).repeat(5);
+    for bad in [
+        &*extended,
+        "5\r\r\nhello\r\n",
+        "5\x0c\r\nhello\r\n",
+        "x\r\n",
+        "5\nhello\r\n",
+        "5\r\nhelloX\r\n",
+        "5 5\r\n",
+        "\r\n",
+        "10000000000000000\r\n",
+        "-1\r\n",
+    ] {
         let said =
             format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{bad}0\r\n\r\nGET /next HTTP/1.1\r\n\r\n");
         let (said, _) = answers(said.as_bytes()).await;
@@ -195,6 +208,48 @@ async fn finishing_ends_an_idle_connection_and_lets_a_request_finish() {
         client.read_to_string(&mut said).await.unwrap();
         assert!(said.contains("connection: close") && said.ends_with("POST /a ab"), "{said}");
         serving.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_asks_for_more_and_then_closes_its_half_gets_its_first_answer() {
+    local(async {
+        let (mut client, io) = tokio::io::duplex(1 << 20);
+        let slow = async |request: Request<Incoming>| {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            echo(request).await
+        };
+        let serving = spawn_local(serve(io, slow, std::future::pending()));
+        client.write_all(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut said = String::new();
+        client.read_to_string(&mut said).await.unwrap();
+        assert!(said.contains("GET /a "), "{said}");
+        // A client that has closed its half is taken for gone.
+        assert!(matches!(serving.await.unwrap(), Err(Error::Closed)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_its_upload_unfinished_ends_the_answer() {
+    local(async {
+        let (mut client, io) = tokio::io::duplex(1 << 20);
+        let endless = async |request: Request<Incoming>| {
+            let (sender, body) = crate::http::tunnel::channel();
+            // The upload is read by a task of its own.
+            spawn_local(async move { collect(request.into_body()).await });
+            sender.send(Bytes::from_static(b"early")).await;
+            std::mem::forget(sender);
+            Response::new(Body::Tunnel(body))
+        };
+        let serving = spawn_local(serve(io, endless, std::future::pending()));
+        client.write_all(b"POST /a HTTP/1.1\r\ncontent-length: 10\r\n\r\nabc").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(client);
+        let ended = tokio::time::timeout(Duration::from_secs(1), serving).await.unwrap().unwrap();
+        assert!(ended.is_err(), "{ended:?}");
     })
     .await;
 }

@@ -8,6 +8,7 @@ use http::{
 };
 
 use super::hpack::{Encoder, Field, Scheme, Take};
+use crate::http::headers;
 
 /// Fields as they are decoded.
 #[derive(Default)]
@@ -169,7 +170,9 @@ pub(super) fn put_response(
 
 pub(super) fn put_trailers(encoder: &mut Encoder, trailers: &HeaderMap, out: &mut BytesMut) {
     encoder.begin(out);
-    put_fields(encoder, trailers, out);
+    for (name, value) in trailers.iter().filter(|(name, _)| !headers::is_meshs_own(name)) {
+        encoder.header(name, value, out);
+    }
 }
 
 fn put_fields(encoder: &mut Encoder, headers: &HeaderMap, out: &mut BytesMut) {

@@ -112,7 +112,8 @@ impl Client {
             Some(service) => service,
             None => self.passthrough()?,
         };
-        if let Some(authority) = named {
+        // A copy: what was read with it must not live as long as the connection.
+        if let Some(authority) = named.and_then(|named| Authority::try_from(named.as_str()).ok()) {
             *self.last.borrow_mut() = Some((authority, Rc::clone(&service)));
         }
         Ok(service)
