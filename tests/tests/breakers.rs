@@ -336,7 +336,8 @@ fn a_sidecar_stays_ready_whatever_becomes_of_its_peers() {
         let begun = Instant::now();
         while begun.elapsed() < ms(1_500) {
             let (reply, ()) = tokio::join!(timeout(ms(300), shop.get("/")), ready("every replica is dead"));
-            assert!(reply.is_err() || reply.unwrap().status == 503);
+            // 502 where the last try was on a connection that was just dying.
+            assert!(reply.is_err() || matches!(reply.unwrap().status.as_u16(), 502 | 503));
         }
         shop.mesh.dns.fail(Some(harness::dns::Fault::ServFail));
         sleep(ms(1_500)).await;

@@ -213,9 +213,8 @@ impl Connection {
 
     fn forget(&mut self, id: u32) {
         if self.streams.remove(&id).is_some() {
-            if let Some(opener) = self.openers.pop_front() {
-                opener.wake();
-            }
+            // All of them: the first may have gone meanwhile.
+            self.openers.drain(..).for_each(Waker::wake);
             if self.streams.is_empty() && (self.leaving || self.abandoned || self.last_taken.is_some()) {
                 self.wake_driver();
             }
@@ -773,6 +772,11 @@ impl Connection {
     pub(super) fn say_go_away(&mut self, last: u32, code: Code, words: &str) {
         self.last_taken = Some(last);
         frame::go_away(&mut self.out, last, code, words);
+    }
+
+    /// Says why the connection ends. What was asked before may have been done: the other side must not try it again.
+    pub(super) fn say_fatal(&mut self, fatal: &Fatal) {
+        self.say_go_away(self.last_id, fatal.0, fatal.1);
     }
 
     /// Begins to finish (RFC 9113 section 6.8): requests that are on their way are still taken.

@@ -145,7 +145,7 @@ impl Driver {
                         self.heard = Instant::now();
                     }
                     if let Err(fatal) = now.read(bytes) {
-                        now.say_go_away(0, fatal.0, fatal.1);
+                        now.say_fatal(&fatal);
                         now.fail(Error::Parse(fatal.1));
                         return true;
                     }

@@ -300,6 +300,47 @@ fn gone(frames: &[(Head, Vec<u8>)]) -> Option<Code> {
     Some(Code(u32::from_be_bytes(*payload[4..].first_chunk().unwrap())))
 }
 
+#[tokio::test]
+async fn what_was_asked_before_the_end_is_not_called_undone() {
+    local(async {
+        let mut raw = Raw::open().await;
+        raw.ask(1, "/never", true);
+        raw.ask(3, "/never", true);
+        frame::put(&mut raw.out, frame::PING, 0, 0, &[0; 7]);
+        let heard = raw.hear().await;
+        let (_, goodbye) = heard.iter().find(|(head, _)| head.kind == frame::GOAWAY).unwrap();
+        assert_eq!(goodbye[..4], [0, 0, 0, 3]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wait_for_a_stream_that_was_given_up_does_not_hold_up_the_next() {
+    local(async {
+        let (near, far) = tokio::io::duplex(100_000);
+        let service = hyper::service::service_fn(async |_| {
+            tokio::time::sleep(Duration::from_millis(80)).await;
+            Ok::<_, std::convert::Infallible>(Response::new(http_body_util::Empty::<Bytes>::new()))
+        });
+        spawn_local(async move {
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .max_concurrent_streams(1)
+                .serve_connection(TokioIo::new(far), service)
+                .await
+        });
+        let (sender, driver) = client::start(near, None);
+        spawn_local(driver);
+        ask(&sender, "GET", "/", Body::Empty).await.unwrap();
+        let given_up = async {
+            let _ = tokio::time::timeout(Duration::from_millis(20), ask(&sender, "GET", "/", Body::Empty)).await;
+        };
+        let (first, (), second) =
+            tokio::join!(ask(&sender, "GET", "/", Body::Empty), given_up, ask(&sender, "GET", "/", Body::Empty));
+        assert_eq!((first.unwrap().0, second.unwrap().0), (200, 200));
+    })
+    .await;
+}
+
 /// The code of the RST_STREAM of a stream.
 fn reset(frames: &[(Head, Vec<u8>)], id: u32) -> Option<Code> {
     let (_, payload) = frames.iter().find(|(head, _)| head.kind == frame::RST_STREAM && head.id == id)?;
