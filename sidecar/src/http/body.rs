@@ -92,11 +92,11 @@ impl Activity {
         Rc::new(Self { last: Cell::new(Instant::now()), limit })
     }
 
-    /// Bytes moved.
-    pub fn touch(&self) {
-        if self.limit.is_some() {
-            self.last.set(Instant::now());
-        }
+    /// Bytes moved, now.
+    pub fn touch(&self) -> Instant {
+        let now = Instant::now();
+        self.last.set(now);
+        now
     }
 
     /// Ends when nothing has moved for the limit; never, where there is none.

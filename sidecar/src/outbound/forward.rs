@@ -307,8 +307,7 @@ async fn one_try(
     activity: &Activity,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     let load = endpoint.load();
-    load.begin(Instant::now());
-    activity.touch();
+    load.begin(activity.touch());
     endpoint.count_request();
     // The time of a new connection's handshakes is no sign of load.
     let sent_at = Cell::new(None);
@@ -316,8 +315,8 @@ async fn one_try(
     let limit = service.spec.timeouts.backend_request.enabled();
     let result = tokio::select! {
         biased;
-        result = send(worker, service, endpoint, outgoing, source, &sent_at) => result,
-        limit = activity.stalled() => {
+        result = send(worker, service, endpoint, outgoing, source, activity, &sent_at) => result,
+        limit = stalled(activity, &sent_at) => {
             let text = format!("no byte to or from {} for {limit:?} (timeouts.idle)", service.spec.name);
             Err(TryError { reason: Reason::IdleTimeout, message: text.into(), unprocessed: false, by_caller: false })
         }
@@ -333,6 +332,18 @@ async fn one_try(
         _ => None,
     });
     result
+}
+
+/// Ends when nothing has moved for `timeouts.idle` since the request was sent: until then `timeouts.connect` counts, and
+/// blames who does not answer.
+async fn stalled(activity: &Activity, sent_at: &Cell<Option<Instant>>) -> Duration {
+    loop {
+        let limit = activity.stalled().await;
+        if sent_at.get().is_some() {
+            return limit;
+        }
+        activity.touch();
+    }
 }
 
 async fn elapsed(limit: Option<Duration>) -> Duration {
@@ -370,6 +381,7 @@ async fn send(
     endpoint: &Rc<Endpoint>,
     outgoing: &Outgoing,
     source: &Source,
+    activity: &Activity,
     sent_at: &Cell<Option<Instant>>,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     if outgoing.version == Version::HTTP_2 {
@@ -382,7 +394,7 @@ async fn send(
                 // Rare and large: a request should not carry the room for it along.
                 None => Box::pin(connect::http2(worker, service, endpoint)).await?,
             };
-            sent_at.set(Some(Instant::now()));
+            sent_at.set(Some(activity.touch()));
             let e = match slot.connection().send(outgoing.request(source.next_try())).await {
                 Ok(response) => return Ok((response, Some(slot))),
                 Err(e) => e,
@@ -405,7 +417,7 @@ async fn send(
             None => Box::pin(connect::http1(worker, service, endpoint)).await?,
         };
         let body = source.next_try();
-        sent_at.set(Some(Instant::now()));
+        sent_at.set(Some(activity.touch()));
         match client.send(outgoing.request(body)).await {
             Ok(response) => return Ok((response, None)),
             // The peer closed the idle connection as we wrote: that is no failure of the endpoint's, and a new
