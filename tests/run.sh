@@ -89,11 +89,11 @@ install_tools() {
 
 # Those of outrigger-iptables in tests/ make network namespaces.
 unit_tests() {
-    local package plain
+    local package key
     local -a all=(cargo test --locked --profile "$profile")
     for package in sidecar ca identity iptables; do
-        plain=profile.$profile.package.outrigger-$package
-        all+=(--config "$plain.opt-level=0" --config "$plain.debug-assertions=true")
+        key=profile.$profile.package.outrigger-$package
+        all+=(--config "$key.opt-level=0" --config "$key.debug-assertions=true")
     done
     if [[ $fast == no ]]; then
         "${all[@]}" --workspace --exclude outrigger-e2e

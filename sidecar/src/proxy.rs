@@ -234,8 +234,14 @@ fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listene
         worker.services.start(&worker);
         for listener in listeners.outbound {
             let (here, open) = (Rc::clone(&worker), worker.outbound_open.clone());
-            let serve = |worker, stream, _peer, entered| outbound::serve(worker, stream, entered);
-            spawn_local(accept(here, listen::into_tokio(listener)?, Direction::Outbound, open, Phase::Closing, serve));
+            spawn_local(accept(
+                here,
+                listen::into_tokio(listener)?,
+                Direction::Outbound,
+                open,
+                Phase::Closing,
+                outbound::serve,
+            ));
         }
         let open = worker.inbound.open.clone();
         let inbound = listen::into_tokio(listeners.inbound)?;

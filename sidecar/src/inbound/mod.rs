@@ -150,8 +150,7 @@ enum Next {
 }
 
 async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) -> Result<Next, ConnectError> {
-    listen::prepare(stream)?;
-    let destination = listen::original_destination(stream)?;
+    let destination = listen::original_destination(stream, peer)?;
     let config = worker.config();
     let own = [config.inbound.port, config.outbound.port, config.admin.address.port()];
     if own.contains(&destination.port()) {

@@ -18,6 +18,9 @@ pub(crate) fn keepalive() -> TcpKeepalive {
 }
 
 /// Binds a listening socket that several workers share by `SO_REUSEPORT`; an IPv6 wildcard takes IPv4 as well.
+///
+/// What it accepts inherits its options (Linux: `tcp_create_openreq_child` copies them), which spares five system calls
+/// a connection.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -26,6 +29,8 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -54,27 +59,17 @@ fn no_ipv6(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// Options of every accepted connection.
-pub fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&keepalive())
-}
-
 /// Makes the closing of `stream` send a reset, so that the other side learns that the connection broke.
 pub fn reset_on_close(stream: &TcpStream) {
     // Failing to set the option only turns the reset into an ordinary close.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// The destination that the client dialled before the redirection (`SO_ORIGINAL_DST`), of either family.
+/// The destination that the client at `peer` dialled before the redirection (`SO_ORIGINAL_DST`), of either family.
 ///
 /// A connection that was not redirected answers with the listener's own address.
-pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
-    let local = stream.local_addr()?;
-    let v4 = match local.ip() {
-        IpAddr::V4(_) => true,
-        IpAddr::V6(ip) => ip.to_ipv4_mapped().is_some(),
-    };
+pub fn original_destination(stream: &TcpStream, peer: SocketAddr) -> io::Result<SocketAddr> {
+    let v4 = peer.ip().to_canonical().is_ipv4();
     let answer = if v4 {
         getsockopt(stream, sockopt::OriginalDst)
             .map(|a| SocketAddr::new(Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr)).into(), u16::from_be(a.sin_port)))
@@ -87,7 +82,7 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
     match answer {
         Ok(address) => Ok(address),
         // No connection tracking entry: nobody redirected this connection.
-        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOPROTOOPT) => Ok(canonical(local)),
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOPROTOOPT) => Ok(canonical(stream.local_addr()?)),
         Err(e) => Err(e.into()),
     }
 }
@@ -100,4 +95,32 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 /// Turns a bound socket into a listener of this thread's runtime.
 pub fn into_tokio(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_accepted_has_the_options_of_its_listener() {
+        for all in [bind_loopback(0).unwrap(), vec![bind_any(0).unwrap()]] {
+            for listener in all {
+                let port = listener.local_addr().unwrap().port();
+                let listener = into_tokio(listener).unwrap();
+                let host: IpAddr = match listener.local_addr().unwrap().ip() {
+                    IpAddr::V6(ip) if ip.is_loopback() => ip.into(),
+                    _ => Ipv4Addr::LOCALHOST.into(),
+                };
+                let _client = TcpStream::connect((host, port)).await.unwrap();
+                let (accepted, peer) = listener.accept().await.unwrap();
+                let socket = SockRef::from(&accepted);
+                assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
+                assert_eq!(original_destination(&accepted, peer).unwrap(), SocketAddr::new(host, port));
+            }
+        }
+    }
 }

@@ -43,8 +43,8 @@ enum Carries {
 }
 
 /// Carries one connection of the workload to its end. `entered` is its place among those that are open.
-pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, entered: Entered) {
-    let destination = match begin(&worker, &stream) {
+pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, entered: Entered) {
+    let destination = match begin(&worker, &stream, peer) {
         Ok(destination) => destination,
         Err(refused) => return refuse(&worker, &stream, &refused),
     };
@@ -83,9 +83,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, entered: Entered) 
     }
 }
 
-fn begin(worker: &Worker, stream: &TcpStream) -> Result<SocketAddr, ConnectError> {
-    listen::prepare(stream)?;
-    let destination = listen::original_destination(stream)?;
+fn begin(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Result<SocketAddr, ConnectError> {
+    let destination = listen::original_destination(stream, peer)?;
     let config = worker.config();
     let own = [config.outbound.port, config.inbound.port];
     if own.contains(&destination.port())
