@@ -190,6 +190,7 @@ impl<'a> Bed<'a> {
 
     /// Our pair with more in the caller's configuration.
     pub(crate) async fn outrigger(&self, traffic: Traffic, more: Value) -> Vec<Process> {
+        self.mesh.dns.set(ORDERS, 3_600, &[self.server.v4.into()]);
         let [client, server] = self.settings(traffic == Traffic::OpaquePlain, more);
         let mut client = Sidecar::launch(self.mesh, &self.client, client);
         let mut server = Sidecar::launch(self.mesh, &self.server, server);

@@ -88,6 +88,17 @@ impl PeakEwma {
         if self.measured.get() { latency * self.decay(now) } else { 0.0 }
     }
 
+    /// How long the requests under way would take one after another, in seconds: as long as they have been under way
+    /// where nothing is known of the endpoint yet.
+    pub fn work_ahead(&self, now: Instant) -> f64 {
+        let each = if self.measured.get() {
+            self.latency(now)
+        } else {
+            now.saturating_duration_since(self.silent_since.get()).as_secs_f64()
+        };
+        f64::from(self.in_flight.get()) * each
+    }
+
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.get()

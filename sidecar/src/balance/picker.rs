@@ -17,6 +17,13 @@
 //! When fewer than `panic_threshold` of all endpoints are available, unavailability is ignored: the few that are left would
 //! be the next to fall (Envoy's `healthy_panic_threshold`). The group that is used then is the lowest-numbered one with
 //! an available endpoint, or the lowest-numbered of all, so a panic never turns from a live group to a dead one.
+//!
+//! # Aperture
+//! Of very many equal endpoints a worker uses only as many as its load needs, as Finagle's aperture does: each one used
+//! costs a connection, its handshake and its memory, and requests that share a connection share its writes. Where most
+//! picks find their better candidate busy one more is opened; a sweep without that closes a quarter again. Which ones are
+//! used is by [`Candidate::seat`], another order in each worker of each sidecar. An endpoint in use that becomes
+//! unavailable is replaced by the next. Endpoints of unequal weight are all used, or the shares would not be kept.
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
@@ -34,6 +41,16 @@ const FEW: usize = 64;
 /// How long a count of the available among many endpoints is believed.
 const CENSUS_AGE: Duration = Duration::from_millis(50);
 
+/// Among more than [`FEW`] equal endpoints, at least this many are used.
+const LEAST_OPEN: usize = 4;
+
+/// Seconds of work ahead of a request at the cheaper of two endpoints from which another one is used as well: what has
+/// 1 ms of work in each request shares connections, and what has 40 ms gets an endpoint a request.
+const MUCH: f64 = 0.040;
+
+/// So many more such picks than others bring one more endpoint into use: a moment's hiccup does not.
+const PERSISTENT: u32 = 16;
+
 /// What a [`Balancer`] chooses among.
 pub trait Candidate {
     /// Its load signal.
@@ -42,6 +59,8 @@ pub trait Candidate {
     fn weight(&self) -> u32;
     /// The group that it belongs to; lower numbers first.
     fn priority(&self) -> u16;
+    /// Its place in the order in which endpoints come into use where there are very many: random, and always the same.
+    fn seat(&self) -> u64;
     /// Whether it may be used: not ejected, and not waiting to be dialled again.
     fn is_available(&self, now: Instant) -> bool;
 }
@@ -56,6 +75,12 @@ struct Group {
     /// The available ones, when last counted.
     available: Cell<usize>,
     len: usize,
+    /// How many of them are in use: the first ones.
+    open: Cell<usize>,
+    /// Picks that found much work ahead, less those that did not.
+    pressure: Cell<u32>,
+    /// Whether another one came into use since the last sweep.
+    widened: Cell<bool>,
 }
 
 /// Seconds added to every latency before two are compared: below this a difference is the scheduler's, and one late
@@ -88,6 +113,13 @@ impl<E: Candidate> Balancer<E> {
     /// and health are lost.
     pub fn replace(&mut self, mut endpoints: Vec<Rc<E>>) {
         endpoints.sort_by_key(|e| e.priority());
+        for members in endpoints.chunk_by_mut(|a, b| a.priority() == b.priority()).filter(|m| m.len() > FEW) {
+            members.sort_by_cached_key(|e| e.seat());
+        }
+        let before = std::mem::take(&mut self.groups);
+        let opened = |priority| {
+            before.iter().find(|g| self.endpoints[g.start].priority() == priority).map_or(0, |g| g.open.get())
+        };
         let mut start = 0;
         self.groups = endpoints
             .chunk_by(|a, b| a.priority() == b.priority())
@@ -99,8 +131,20 @@ impl<E: Candidate> Balancer<E> {
                     alias::Weights::Equal(_) => Box::default(),
                     alias::Weights::Table(_) => effective.iter().map(|w| w / mean).collect(),
                 };
-                let group = Group { start, weights, relative, available: Cell::new(0), len: members.len() };
-                start += members.len();
+                let len = members.len();
+                let all = len <= FEW || matches!(weights, alias::Weights::Table(_));
+                let open = if all { len } else { opened(members[0].priority()).clamp(LEAST_OPEN, len) };
+                let group = Group {
+                    start,
+                    weights,
+                    relative,
+                    available: Cell::new(0),
+                    len,
+                    open: Cell::new(open),
+                    pressure: Cell::new(0),
+                    widened: Cell::new(false),
+                };
+                start += len;
                 group
             })
             .collect();
@@ -134,7 +178,22 @@ impl<E: Candidate> Balancer<E> {
         if first == second {
             return usable(first).then_some(first);
         }
-        (usable(first) && usable(second)).then(|| self.cheaper(group, first, second, now))
+        (usable(first) && usable(second)).then(|| {
+            let cheaper = self.cheaper(group, first, second, now);
+            if group.open.get() < group.len {
+                group.feel(self.endpoints[cheaper].load().work_ahead(now));
+            }
+            cheaper
+        })
+    }
+
+    /// Closes some of what the load no longer needs. To be called every few seconds.
+    pub fn relax(&self) {
+        for group in self.groups.iter().filter(|g| g.len > FEW && matches!(g.weights, alias::Weights::Equal(_))) {
+            if !group.widened.replace(false) {
+                group.open.set((group.open.get() * 3 / 4).max(LEAST_OPEN));
+            }
+        }
     }
 
     /// Some endpoint cannot be used: perhaps a panic, perhaps another group.
@@ -173,7 +232,10 @@ impl<E: Candidate> Balancer<E> {
     /// The cheaper of two usable endpoints of a group.
     fn choose(&self, group: &Group, now: Instant, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let drawn = || std::iter::repeat_with(|| group.draw()).take(REDRAWS).find(|i| usable(*i));
-        let Some(first) = drawn() else { return self.scan(group, now, usable) };
+        let Some(first) = drawn() else {
+            group.widen();
+            return self.scan(group, now, usable);
+        };
         let second = if group.relative.is_empty() {
             std::iter::repeat_with(|| group.draw_other(first)).take(REDRAWS / 2).find(|i| *i != first && usable(*i))
         } else {
@@ -235,15 +297,38 @@ impl<E: Candidate> Balancer<E> {
 
 impl Group {
     fn draw(&self) -> usize {
-        self.start + self.weights.draw()
+        self.start
+            + match self.weights {
+                alias::Weights::Equal(_) => fastrand::usize(..self.open.get()),
+                alias::Weights::Table(_) => self.weights.draw(),
+            }
+    }
+
+    /// Learns how much work is ahead of a request, in seconds.
+    fn feel(&self, work_ahead: f64) {
+        let pressure = self.pressure.get();
+        if work_ahead < MUCH {
+            self.pressure.set(pressure.saturating_sub(1));
+        } else if pressure < PERSISTENT {
+            self.pressure.set(pressure + 1);
+        } else {
+            self.widen();
+        }
+    }
+
+    /// Takes one more endpoint into use.
+    fn widen(&self) {
+        self.pressure.set(0);
+        self.widened.set(true);
+        self.open.set((self.open.get() + 1).min(self.len));
     }
 
     /// A second candidate. Among equals it is another one, where there is one; see the module for unequal weights.
     fn draw_other(&self, first: usize) -> usize {
         match self.weights {
-            alias::Weights::Equal(n) if n > 1 => {
-                let step = 1 + fastrand::usize(..n as usize - 1);
-                self.start + (first - self.start + step) % n as usize
+            alias::Weights::Equal(_) if self.open.get() > 1 => {
+                let n = self.open.get();
+                self.start + (first - self.start + 1 + fastrand::usize(..n - 1)) % n
             }
             alias::Weights::Equal(_) => first,
             alias::Weights::Table(_) => self.draw(),

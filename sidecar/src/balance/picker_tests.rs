@@ -25,6 +25,9 @@ impl Candidate for Server {
     fn priority(&self) -> u16 {
         self.priority
     }
+    fn seat(&self) -> u64 {
+        self.id as u64
+    }
     fn is_available(&self, _: Instant) -> bool {
         self.looked.set(self.looked.get() + 1);
         self.available.get()
@@ -200,7 +203,7 @@ fn a_pick_among_ten_thousand_looks_at_a_handful() {
         let world = World::new(50, (0..10_000).map(|i| (weights[i % 2], 0)));
         world.looked.set(0);
         (0..1_000).for_each(|_| assert!(world.pick() < 10_000));
-        assert!(world.looked.get() <= 4_000, "all up: {} looks for 1,000 picks", world.looked.get());
+        assert!(world.looked.get() <= 5_000, "all up: {} looks for 1,000 picks", world.looked.get());
 
         // A third is down, and what the request tried is avoided: still a handful, and one count of all every 50 ms.
         world.lose((0..10_000).filter(|i| i % 3 == 0));
@@ -295,4 +298,43 @@ fn the_last_few_of_a_weighted_group_share_by_weight() {
     world.lose([0]);
     let shares = world.shares(100_000);
     assert!((shares[&1] - 0.75).abs() < 0.02, "{shares:?}");
+}
+
+#[test]
+fn of_very_many_only_as_many_are_used_as_the_load_needs() {
+    seeded();
+    let world = World::equal(50, 10_000);
+    let used = |picks| world.shares(picks).len();
+    assert_eq!(used(2_000), LEAST_OPEN, "one request at a time");
+    // Requests that stay under way: each endpoint in use has a few of them, and no more.
+    let held: Vec<_> = (0..2_000).map(|_| world.balancer.pick(world.now, &[]).unwrap()).collect();
+    for server in &held {
+        server.ewma.begin(world.now);
+    }
+    let mut most = HashMap::<usize, u32>::new();
+    for _ in 0..2_000 {
+        let server = world.balancer.pick(world.now, &[]).unwrap();
+        server.ewma.begin(world.now);
+        *most.entry(server.id).or_default() += 1;
+    }
+    assert!(most.len() > 50, "{} endpoints for 2,000 requests", most.len());
+    // Without load they are given up again.
+    for server in world.balancer.endpoints() {
+        while server.ewma.in_flight() > 0 {
+            server.ewma.end(world.now, None);
+        }
+    }
+    (0..60).for_each(|_| world.balancer.relax());
+    assert_eq!(used(2_000), LEAST_OPEN);
+}
+
+#[test]
+fn an_endpoint_in_use_that_fails_is_replaced_where_there_are_very_many() {
+    seeded();
+    let world = World::equal(0, 1_000);
+    world.lose(0..LEAST_OPEN);
+    let shares = world.shares(4_000);
+    assert!(shares.keys().all(|id| *id >= LEAST_OPEN), "{shares:?}");
+    world.lose(LEAST_OPEN..999);
+    assert_eq!(world.pick(), 999, "the last one is found");
 }

@@ -1,6 +1,12 @@
 //! One address of a service, as one worker sees it.
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -99,6 +105,14 @@ impl Candidate for Endpoint {
 
     fn priority(&self) -> u16 {
         self.priority.get()
+    }
+
+    fn seat(&self) -> u64 {
+        thread_local! {
+            /// Another one in each worker of each sidecar, so that together they use all endpoints alike.
+            static ORDER: RandomState = RandomState::new();
+        }
+        ORDER.with(|order| order.hash_one(self.address))
     }
 
     fn is_available(&self, now: Instant) -> bool {

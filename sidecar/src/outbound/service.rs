@@ -7,6 +7,7 @@ use std::{
     rc::{Rc, Weak},
 };
 
+use rustc_hash::FxHashMap;
 use rustls::ClientConfig;
 use tokio::{
     sync::Notify,
@@ -294,6 +295,7 @@ impl Service {
     }
 
     fn sweep(&self, worker: &Worker) {
+        self.balancer.borrow().relax();
         let readmitted =
             self.detector.sweep(self.balancer.borrow().endpoints().iter().map(|e| &e.health), Instant::now());
         for _ in 0..readmitted {
@@ -312,13 +314,13 @@ impl Service {
         let (mut gone, mut here) = (Vec::new(), Vec::new());
         {
             let mut balancer = self.balancer.borrow_mut();
-            let before = balancer.endpoints().to_vec();
+            // An address is there once (`discovery::set`).
+            let mut before: FxHashMap<_, _> = balancer.endpoints().iter().map(|e| (e.address, Rc::clone(e))).collect();
             let now: Vec<Rc<Endpoint>> = set
                 .endpoints
                 .iter()
                 .map(|wanted| {
-                    let known = before.iter().find(|e| e.address == wanted.address);
-                    let endpoint = known.cloned().unwrap_or_else(|| {
+                    let endpoint = before.remove(&wanted.address).unwrap_or_else(|| {
                         here.push(wanted.address);
                         Endpoint::new(wanted.address, wanted.weight, wanted.priority)
                     });
@@ -326,13 +328,15 @@ impl Service {
                     endpoint
                 })
                 .collect();
-            for old in before.iter().filter(|old| !now.iter().any(|e| Rc::ptr_eq(e, old))) {
+            for old in before.into_values() {
                 self.detector.forget(&old.health);
                 gone.push(old.address);
             }
+            gone.sort_unstable();
             balancer.replace(now);
         }
         if !gone.is_empty() || !here.is_empty() {
+            let (here, gone) = (Named(&here), Named(&gone));
             tracing::info!(service = %self.spec.name, ?here, ?gone, state = ?set.state, "endpoints changed");
         }
         worker.services.moved(self, &gone, &here);
@@ -358,5 +362,20 @@ impl Service {
             })
             .collect();
         worker.shared.endpoints.publish(worker.index, self.spec.name.as_str(), report);
+    }
+}
+
+/// Addresses in a log: the first few, and how many there are beside them.
+struct Named<'a>(&'a [SocketAddr]);
+
+impl fmt::Debug for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const FEW: usize = 16;
+        let mut list = f.debug_list();
+        list.entries(self.0.iter().take(FEW));
+        if let Some(more) = self.0.len().checked_sub(FEW).filter(|n| *n > 0) {
+            list.entry(&format_args!("and {more} more"));
+        }
+        list.finish()
     }
 }
