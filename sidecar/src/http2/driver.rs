@@ -20,7 +20,10 @@ use super::{
     Code, KeepAlive,
     connection::{Accepted, Connection, FULL, HIGH, Shared},
 };
-use crate::{http::Error, net::Io};
+use crate::{
+    http::Error,
+    net::{Io, pages::clear_of_page},
+};
 
 /// Bytes of one read, at most.
 const READ: usize = 64 * 1024;
@@ -198,7 +201,7 @@ impl Driver {
     fn poll_write(&mut self, cx: &mut Context<'_>, now: &mut Connection) -> Poll<io::Result<()>> {
         let mut wrote = false;
         while !now.out.is_empty() {
-            let n = ready!(Pin::new(&mut *self.io).poll_write(cx, &now.out))?;
+            let n = ready!(Pin::new(&mut *self.io).poll_write(cx, clear_of_page(&now.out)))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -23,7 +23,7 @@ use tokio::{
 
 use tokio_rustls::server::TlsStream;
 
-use super::pipe::Pipe;
+use super::{pages::PAGE, pipe::Pipe};
 
 /// Large enough for four TLS records of 16 KiB in one turn.
 const SCRATCH: usize = 64 * 1024;
@@ -33,7 +33,25 @@ const BULK: (usize, usize) = (32 * 1024, 8 * 1024);
 const READS_A_TURN: usize = 8;
 
 thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+    static BUFFER: RefCell<Scratch> = RefCell::new(Scratch::new());
+}
+
+/// The buffer, in the middle of a page: see [`super::pages`].
+struct Scratch {
+    memory: Box<[u8]>,
+    from: usize,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let memory = vec![0; SCRATCH + PAGE].into_boxed_slice();
+        let from = (PAGE + PAGE / 2 - memory.as_ptr().addr() % PAGE) % PAGE;
+        Self { memory, from }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.from..self.from + SCRATCH]
+    }
 }
 
 /// A side of the copying.
@@ -207,7 +225,7 @@ impl Half {
         W: AsyncWrite + Unpin,
     {
         BUFFER.with_borrow_mut(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
+            let mut buf = ReadBuf::new(scratch.bytes());
             ready!(Pin::new(reader).poll_read(cx, &mut buf)).map_err(Broke::Reader)?;
             let mut bytes = buf.filled();
             if bytes.is_empty() {

@@ -7,6 +7,7 @@ pub mod detect;
 pub mod listen;
 pub mod look;
 pub mod metered;
+pub mod pages;
 pub mod peeked;
 pub mod pipe;
 pub mod stream;
