@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     net::TcpStream,
@@ -51,15 +52,16 @@ where
     let mut upstream: Option<U> = None;
     // The usual case, a client that speaks at once, costs neither a timer nor a dial.
     loop {
-        match stream.try_read_buf(&mut reserved(&mut bytes)) {
-            Ok(0) => return Ok(Look { found: None, bytes, upstream: None }),
-            Ok(_) => {
+        // Not `try_read_buf`: after a read that did not fill the buffer it would have the next one ask the kernel again.
+        match stream.read_buf(reserved(&mut bytes)).now_or_never() {
+            Some(Ok(0)) => return Ok(Look { found: None, bytes, upstream: None }),
+            Some(Ok(_)) => {
                 if let Some(found) = decide(&bytes) {
                     return Ok(Look { found, bytes, upstream: None });
                 }
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-            Err(e) => return Err(e.into()),
+            None => break,
+            Some(Err(e)) => return Err(e.into()),
         }
     }
     let mut dial = Some(dial);

@@ -68,16 +68,20 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, 
         Err(refused) => return refuse(&worker, &stream, &refused),
     };
     match looked.found {
-        // A task of its own: this one has room for what other connections need, and most of these are idle for long.
+        // A task of its own: this one has room for what came before, and most of these are idle for long.
         Some(Carries::Http1) => {
             spawn_local(http::serve_http1(worker, Peeked::new(stream, looked.bytes), destination, entered));
         }
-        Some(Carries::Http2) => http::serve_http2(worker, Peeked::new(stream, looked.bytes), destination).await,
+        Some(Carries::Http2) => {
+            Box::pin(http::serve_http2(worker, Peeked::new(stream, looked.bytes), destination)).await;
+        }
         Some(Carries::Bytes(service)) => {
-            opaque::carry(worker, stream, looked.bytes, None, Some(service), destination).await;
+            Box::pin(opaque::carry(worker, stream, looked.bytes, None, Some(service), destination)).await;
         }
         None => match by_address(&worker, destination, |_| true).await {
-            Ok(service) => opaque::carry(worker, stream, looked.bytes, looked.upstream, service, destination).await,
+            Ok(service) => {
+                Box::pin(opaque::carry(worker, stream, looked.bytes, looked.upstream, service, destination)).await;
+            }
             Err(refused) => refuse(&worker, &stream, &refused),
         },
     }
