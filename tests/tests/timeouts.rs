@@ -256,6 +256,26 @@ fn a_request_on_which_nothing_moves_ends_at_its_idle_timeout() {
 }
 
 #[test]
+fn a_caller_that_takes_nothing_holds_a_request_for_no_longer_than_the_idle_timeout() {
+    harness::run(async {
+        let shop = Shop::open(Mesh::new(), 1, 5, orders(json!({ "timeouts": { "idle": "800ms" } }))).await;
+        let replica = shop.replicas[0].pod.at4(8080);
+        let (out, inn) = ([("direction", "outbound")], [("direction", "inbound")]);
+        for h2 in [false, true] {
+            let (mut client, _cut) = shop.client.http(replica, h2).await;
+            let mut answer = client.send(ask(h2, "GET", "/bytes/50000000", body(""))).await.unwrap();
+            answer.body_mut().frame().await.unwrap().unwrap();
+            shop.client.until_metric("outrigger_requests_in_flight", &out, 1.0).await;
+            // Its connection stays; over HTTP/2 it even answers pings, and only the stream's window is used up.
+            let (_, took) = timed(shop.client.until_metric("outrigger_requests_in_flight", &out, 0.0)).await;
+            assert!(took < ms(6_000), "h2={h2}: {took:?}");
+            shop.replicas[0].pod.until_metric("outrigger_requests_in_flight", &inn, 0.0).await;
+            drop(answer);
+        }
+    });
+}
+
+#[test]
 fn idle_connections_are_the_callers_to_keep_and_the_pools_to_close() {
     harness::run(async {
         let mesh = Mesh::new();

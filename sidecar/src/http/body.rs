@@ -7,7 +7,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -28,6 +28,8 @@ use crate::reason::Reason;
 pub const MAX_REPLAY: usize = 64 * 1024;
 /// … in at most this many pieces.
 const MAX_PIECES: usize = 1_024;
+/// How long who a body is sent to may take nothing of it, where no other limit is set (Envoy's stream_idle_timeout).
+const STALLED: Duration = Duration::from_secs(300);
 /// A piece below this size is kept as a copy.
 const SMALL_PIECE: usize = 1_024;
 
@@ -124,6 +126,8 @@ struct Source {
     /// All that came was taken, and more is to come.
     starves: bool,
     reader: u32,
+    /// Who waits for more to come.
+    waker: Option<Waker>,
     activity: Rc<Activity>,
 }
 
@@ -144,6 +148,7 @@ impl ReplaySource {
             overflowed: false,
             starves: false,
             reader: 0,
+            waker: None,
             activity,
         })))
     }
@@ -169,6 +174,9 @@ impl ReplaySource {
         let mut source = self.0.borrow_mut();
         source.reader += 1;
         source.starves = false;
+        if let Some(waker) = source.waker.take() {
+            waker.wake();
+        }
     }
 
     /// The body for the next try; those of earlier tries end with an error.
@@ -207,6 +215,9 @@ impl Replay {
         }
         let polled = source.incoming.poll(cx);
         source.starves = polled.is_pending();
+        if source.starves && !source.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            source.waker = Some(cx.waker().clone());
+        }
         let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
             Some(Err(e)) => {
@@ -331,6 +342,21 @@ impl Watched {
         }
     }
 
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let limit = self.activity.limit.unwrap_or(STALLED);
+        loop {
+            let idle = self.activity.last.get() + limit;
+            let end = self.deadline.as_ref().map_or(idle, |deadline| deadline.at.min(idle));
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= end {
+                self.exchange.broke();
+                return Poll::Ready(BodyError::Idle(limit));
+            }
+            timer.as_mut().reset(end);
+        }
+    }
+
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while let Some(end) = self.ends_at() {
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
@@ -347,6 +373,23 @@ impl Watched {
             }));
         }
         Poll::Pending
+    }
+}
+
+impl Body {
+    /// Whether it is over because who it is sent to takes nothing of it.
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        match self {
+            Self::Watched(b) => b.poll_stalled(cx),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// A part of it had room after a wait.
+    pub fn moved(&self) {
+        if let Self::Watched(b) = self {
+            b.activity.touch();
+        }
     }
 }
 

@@ -81,6 +81,16 @@ impl H2Connection {
         !self.closed.get() && self.sender.is_usable()
     }
 
+    /// Streams that are open, or will be.
+    fn load(&self) -> usize {
+        self.streams.get().max(self.sender.streams())
+    }
+
+    /// Whether a request need not wait, and does not crowd the others.
+    fn has_room(&self) -> bool {
+        self.load() < STREAMS_BEFORE_ANOTHER && self.sender.room() > 0
+    }
+
     /// Sends a request; one that never left comes back with the error.
     pub fn send(&self, request: Request<Body>) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
         self.sender.send(request)
@@ -139,13 +149,12 @@ pub struct Made<IO> {
 impl H2Pool {
     /// A share of a connection that is there already and has room.
     pub fn ready(&self) -> Option<StreamSlot> {
-        let best = self.best()?;
-        (best.streams.get() < STREAMS_BEFORE_ANOTHER).then(|| StreamSlot::new(best))
+        self.best().filter(|best| best.has_room()).map(StreamSlot::new)
     }
 
     fn best(&self) -> Option<Rc<H2Connection>> {
         let connections = self.connections.borrow();
-        connections.iter().filter(|c| c.is_usable()).min_by_key(|c| c.streams.get()).cloned()
+        connections.iter().filter(|c| c.is_usable()).min_by_key(|c| (c.sender.room() == 0, c.load())).cloned()
     }
 
     /// A share of a connection; where there is none with room, `connect` makes one, for all that wait.
@@ -169,12 +178,19 @@ impl H2Pool {
                 pool.answer(made);
             });
         }
-        if let Some(best) = best {
-            return Ok(StreamSlot::new(best));
+        // One that would have the request wait is no better than one that is being made.
+        if let Some(best) = best.as_ref().filter(|best| best.sender.room() > 0 || !self.connecting.get()) {
+            return Ok(StreamSlot::new(Rc::clone(best)));
         }
         let (sender, receiver) = oneshot::channel();
         self.waiters.borrow_mut().push(sender);
-        receiver.await.unwrap_or_else(|_| Err(ConnectError::new(Reason::ConnectFailed, "the connection was given up")))
+        let made = receiver
+            .await
+            .unwrap_or_else(|_| Err(ConnectError::new(Reason::ConnectFailed, "the connection was given up")));
+        match best.filter(|best| made.is_err() && best.is_usable()) {
+            Some(best) => Ok(StreamSlot::new(best)),
+            None => made,
+        }
     }
 
     fn start<IO>(self: &Rc<Self>, made: Made<IO>) -> Rc<H2Connection>

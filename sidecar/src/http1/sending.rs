@@ -57,6 +57,17 @@ impl Sending {
         Ok(self.ended)
     }
 
+    /// When the other side has taken nothing for too long: of what was put into out, `left` has stayed.
+    pub(super) fn poll_stalled(&mut self, cx: &mut Context<'_>, left: usize, moved: bool) -> Poll<Error> {
+        if self.ended || left == 0 {
+            return Poll::Pending;
+        }
+        if moved {
+            self.body.moved();
+        }
+        self.body.poll_stalled(cx).map(|error| Error::Body(error.to_string().into()))
+    }
+
     /// Whether all has left.
     pub(super) fn is_sent(&self, connection: &Shared) -> bool {
         self.ended && connection.borrow().out.len() == 0

@@ -187,14 +187,18 @@ impl Exchange {
             loop {
                 let ended = sending.gather(cx, connection)?;
                 let mut now = connection.borrow_mut();
-                let waited = now.out.len() > 0;
+                let before = now.out.len();
                 match now.poll_write(cx)? {
                     Poll::Ready(()) if ended => return Poll::Ready(Ok(())),
                     // There may be more that had no room.
-                    Poll::Ready(()) if waited => continue,
+                    Poll::Ready(()) if before > 0 => continue,
                     _ => {}
                 }
-                return now.poll_left(cx).map(Err);
+                let left = now.out.len();
+                if let Poll::Ready(error) = now.poll_left(cx) {
+                    return Poll::Ready(Err(error));
+                }
+                return sending.poll_stalled(cx, left, left != before).map(Err);
             }
         })
         .await?;

@@ -12,6 +12,7 @@ use http_body::{Frame, SizeHint};
 use super::{
     Code,
     connection::Shared,
+    frame, message,
     stream::{Stream, keep},
 };
 use crate::http::{Error, Incoming};
@@ -66,6 +67,14 @@ impl RecvBody {
         }
         if state.received {
             return Poll::Ready(None);
+        }
+        if std::mem::take(&mut state.expects) {
+            // RFC 9110 section 10.1.1: who wants the body says so.
+            let now = &mut *self.connection.borrow_mut();
+            let at = frame::begin_fields(&mut now.out, false, self.stream.id);
+            message::put_continue(&mut now.encoder, &mut now.out);
+            frame::end_fields(&mut now.out, at, now.max_payload);
+            now.wake_driver();
         }
         keep(&mut state.reader, cx);
         Poll::Pending

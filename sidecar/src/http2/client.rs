@@ -54,6 +54,16 @@ impl Sender {
         self.0.borrow().is_usable()
     }
 
+    /// How many requests would not have to wait for a stream.
+    pub fn room(&self) -> usize {
+        self.0.borrow().room()
+    }
+
+    /// Requests whose streams are open, or that wait for one.
+    pub fn streams(&self) -> usize {
+        self.0.borrow().in_use()
+    }
+
     /// Sends a request and waits for the head of its response. Where the other side has as many streams as it takes,
     /// waits for one.
     pub fn send(&self, request: Request<Body>) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
@@ -119,6 +129,7 @@ impl Call {
         }
         {
             let now = &mut *self.connection.borrow_mut();
+            self.stream.state.borrow_mut().begins_at = now.written + now.out.len() as u64;
             let at = frame::begin_fields(&mut now.out, ends, self.stream.id);
             message::put_request(&mut now.encoder, &parts, &mut now.out);
             frame::end_fields(&mut now.out, at, now.max_payload);

@@ -7,6 +7,7 @@ use std::{
     collections::VecDeque,
     rc::Rc,
     task::{Context, Waker},
+    time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -26,14 +27,24 @@ const MAX_WINDOW: i64 = 0x7fff_ffff;
 const FIRST_WINDOW: i64 = 65_535;
 /// Bytes that may wait to be written before bodies wait.
 pub(super) const HIGH: usize = 64 * 1024;
-/// Bytes that may wait to be written before nothing more is read: answers to PING and SETTINGS, which the other side
-/// does not take.
+/// Bytes of answers to PING, SETTINGS and misuse that may wait to be written, because the other side does not take them,
+/// before nothing more is read. Messages do not count: two sides that each had much to say would wait for each other.
 pub(super) const FULL: usize = 256 * 1024;
 /// Compressed bytes of one head, and its frames.
 const MAX_BLOCK: usize = 128 * 1024;
 const MAX_BLOCK_FRAMES: u32 = 64;
-/// Streams that the other side may have broken off beyond those that it let end (CVE-2023-44487).
-const MAX_RESETS: i32 = 1_000;
+/// Streams that the other side may have broken off, or had us break off, beyond those that it let end (CVE-2023-44487,
+/// CVE-2025-8671); so many more a second are forgiven, as nghttp2 has it.
+const MAX_RESETS: u32 = 1_000;
+const RESETS_A_SECOND: u32 = 33;
+/// Settings of one frame (nghttp2's bound).
+const MAX_SETTINGS: usize = 32;
+/// Pieces below this are collected where their reader is behind; of a larger read they are copied, so that they do not
+/// keep the whole of it.
+const SMALL_PIECE: usize = 1_024;
+const LARGE_READ: usize = 8 * 1_024;
+/// Collected pieces are at most this large.
+const COLLECTED: usize = 16 * 1_024;
 /// Frames without a use in a row: empty DATA, and what needs an answer or does nothing.
 const MAX_USELESS: u32 = 1_000;
 
@@ -43,7 +54,13 @@ pub(super) type Shared = Rc<RefCell<Connection>>;
 pub(super) struct Connection {
     pub(super) client: bool,
     pub(super) out: BytesMut,
+    /// Bytes that were given to the transport before those in `out`.
+    pub(super) written: u64,
+    /// Bytes in `out`, about, that the other side made us write.
+    pub(super) answers: usize,
     input: Bytes,
+    /// Bytes of the last read.
+    read_len: usize,
     pub(super) encoder: Encoder,
     decoder: Decoder,
     pub(super) streams: FxHashMap<u32, Rc<Stream>>,
@@ -61,7 +78,8 @@ pub(super) struct Connection {
     data: Option<Data>,
     has_settings: bool,
     has_preface: bool,
-    resets: i32,
+    resets: u32,
+    resets_since: Option<Instant>,
     useless: u32,
     /// Why it is over.
     pub(super) error: Option<Error>,
@@ -76,8 +94,9 @@ pub(super) struct Connection {
     /// Nobody will send requests any more, on a client.
     pub(super) abandoned: bool,
     driver: Option<Waker>,
-    /// Bodies that wait for room in the connection's window or in `out`.
-    writers: VecDeque<Waker>,
+    /// Bodies that wait for room in the connection's window or in `out`, and those of them that had some the last time.
+    writers: Vec<Waker>,
+    late_writers: Vec<Waker>,
     /// Requests that wait for a stream.
     openers: VecDeque<Waker>,
     /// Something was given to a task that will want to answer.
@@ -124,7 +143,10 @@ impl Connection {
         Rc::new(RefCell::new(Self {
             client,
             out,
+            written: 0,
+            answers: 0,
             input: Bytes::new(),
+            read_len: 0,
             encoder: Encoder::new(),
             decoder: Decoder::new(DEFAULT_TABLE_SIZE),
             streams: FxHashMap::default(),
@@ -142,6 +164,7 @@ impl Connection {
             has_settings: false,
             has_preface: client,
             resets: 0,
+            resets_since: None,
             useless: 0,
             error: None,
             leaving: false,
@@ -150,7 +173,8 @@ impl Connection {
             accepted: Vec::new(),
             abandoned: false,
             driver: None,
-            writers: VecDeque::new(),
+            writers: Vec::new(),
+            late_writers: Vec::new(),
             openers: VecDeque::new(),
             woke: false,
         }))
@@ -169,8 +193,10 @@ impl Connection {
         }
     }
 
-    pub(super) fn wait_for_room(&mut self, cx: &Context<'_>) {
-        self.writers.push_back(cx.waker().clone());
+    /// `had_some`: of room, since it waited last. Those have their turn after the others.
+    pub(super) fn wait_for_room(&mut self, cx: &Context<'_>, had_some: bool) {
+        let queue = if had_some { &mut self.late_writers } else { &mut self.writers };
+        queue.push(cx.waker().clone());
     }
 
     pub(super) fn wait_for_stream(&mut self, cx: &Context<'_>) {
@@ -178,11 +204,11 @@ impl Connection {
     }
 
     pub(super) fn wake_writers(&mut self) {
-        self.writers.drain(..).for_each(Waker::wake);
+        self.writers.drain(..).chain(self.late_writers.drain(..)).for_each(Waker::wake);
     }
 
     pub(super) fn has_writers(&self) -> bool {
-        !self.writers.is_empty()
+        !self.writers.is_empty() || !self.late_writers.is_empty()
     }
 
     // Streams.
@@ -203,10 +229,23 @@ impl Connection {
         self.error.is_none() && !self.leaving && self.next_id < 0x7fff_0000
     }
 
+    /// How many more streams may be opened. None where readers that have stopped hold all of the window.
+    pub(super) fn room(&self) -> usize {
+        if self.receive_window < i64::from(STREAM_WINDOW) {
+            return 0;
+        }
+        self.max_streams.saturating_sub(self.in_use())
+    }
+
+    /// Streams that are open, and requests that wait for one.
+    pub(super) fn in_use(&self) -> usize {
+        self.streams.len() + self.openers.len()
+    }
+
     /// Lets go of a stream that is over.
     pub(super) fn close_if_over(&mut self, id: u32, state: &State) {
         if state.is_over() {
-            self.resets = (self.resets - 1).max(0);
+            self.resets = self.resets.saturating_sub(1);
             self.forget(id);
         }
     }
@@ -262,7 +301,9 @@ impl Connection {
     /// Ends all streams; nothing more is read or sent.
     pub(super) fn fail(&mut self, error: Error) {
         for (_, stream) in self.streams.drain() {
-            stream.fail(error.clone());
+            // Not a byte of its request has left.
+            let unsent = self.client && stream.state.borrow().begins_at >= self.written;
+            stream.fail(if unsent { Error::Unprocessed(Code::NO_ERROR) } else { error.clone() });
         }
         self.error.get_or_insert(error);
         self.wake_writers();

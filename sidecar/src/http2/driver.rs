@@ -8,6 +8,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -30,6 +31,8 @@ const READ: usize = 64 * 1024;
 /// What was read is copied out of the buffer that all connections of a worker read into, up to this size; beyond it,
 /// the buffer is given away and another one made.
 const COPY: usize = 16 * 1024;
+/// How long the other side may take to take what is said at the end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Reads in a row, before others have their turn.
 const READS: usize = 8;
 
@@ -51,6 +54,8 @@ pub(super) struct Driver {
     unread: bool,
     finishing: bool,
     said_goodbye: bool,
+    /// The timer is that of the end.
+    ending: bool,
 }
 
 impl Driver {
@@ -66,6 +71,7 @@ impl Driver {
             unread: false,
             finishing: false,
             said_goodbye: false,
+            ending: false,
         }
     }
 
@@ -109,17 +115,37 @@ impl Driver {
                 });
             }
             if self.said_goodbye {
+                if self.poll_end(cx).is_ready() {
+                    now.fail(Error::Closed);
+                    return Poll::Ready(Ok(()));
+                }
                 // It hears our last all the same; what it makes of it is its own affair.
                 let _ = ready!(Pin::new(&mut *self.io).poll_shutdown(cx));
                 now.fail(Error::Closed);
                 return Poll::Ready(Ok(()));
             }
         }
-        if self.unread && now.out.len() < FULL {
+        if self.unread && now.answers < FULL {
             cx.waker().wake_by_ref();
+        }
+        if now.error.is_some() || self.said_goodbye {
+            // Its last words are not taken.
+            if self.poll_end(cx).is_ready() {
+                now.out.clear();
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Pending;
         }
         self.poll_time(cx, &mut now);
         Poll::Pending
+    }
+
+    /// When a connection that is over has waited long enough for the other side to take what is left.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !std::mem::replace(&mut self.ending, true) {
+            self.timer = None;
+        }
+        self.timer.get_or_insert_with(|| Box::pin(sleep(LAST_WORDS))).as_mut().poll(cx)
     }
 
     /// Reads what there is. True where nothing more will come.
@@ -129,7 +155,7 @@ impl Driver {
             if now.error.is_some() {
                 return true;
             }
-            if now.out.len() >= FULL {
+            if now.answers >= FULL {
                 return false;
             }
             match self.poll_read(cx) {
@@ -207,11 +233,13 @@ impl Driver {
             }
             wrote = true;
             now.out.advance(n);
+            now.written += n as u64;
             if now.out.len() < HIGH && now.has_writers() && now.send_window > 0 {
                 now.wake_writers();
             }
         }
         if wrote {
+            now.answers = 0;
             if now.streams.is_empty() {
                 now.out = BytesMut::new();
             } else {

@@ -7,7 +7,10 @@ use http::{
     uri::{self, Authority, PathAndQuery},
 };
 
-use super::hpack::{Encoder, Field, Scheme, Take};
+use super::{
+    MAX_FIELDS,
+    hpack::{Encoder, Field, Scheme, Take},
+};
 use crate::http::headers;
 
 /// Fields as they are decoded.
@@ -22,6 +25,8 @@ pub(super) struct Fields {
     length: Option<u64>,
     regular: bool,
     malformed: bool,
+    /// There are more than may be: those were left out.
+    pub(super) too_many: bool,
 }
 
 impl Take for Fields {
@@ -65,8 +70,8 @@ impl Fields {
             }
             _ => {}
         }
-        if self.headers.try_append(name, value).is_err() {
-            self.malformed = true;
+        if self.headers.len() >= MAX_FIELDS || self.headers.try_append(name, value).is_err() {
+            self.too_many = true;
         }
     }
 
@@ -166,6 +171,12 @@ pub(super) fn put_response(
     {
         encoder.header(&CONTENT_LENGTH, &HeaderValue::from(length), out);
     }
+}
+
+/// RFC 9110 section 15.2.1: go on.
+pub(super) fn put_continue(encoder: &mut Encoder, out: &mut BytesMut) {
+    encoder.begin(out);
+    encoder.status(StatusCode::CONTINUE, out);
 }
 
 pub(super) fn put_trailers(encoder: &mut Encoder, trailers: &HeaderMap, out: &mut BytesMut) {

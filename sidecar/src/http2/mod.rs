@@ -24,14 +24,16 @@ use std::{fmt, time::Duration};
 
 pub use body::RecvBody;
 
-/// A stream may hold this much unread; a connection eight times that, so that one slow reader cannot stop the others
-/// (linkerd2 #14908: at least four times).
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// A stream may hold this much unread; a connection as much as 64 of them, so that readers that have stopped do not stop
+/// the others (linkerd2 #14908 had four). Where so many have, new requests go to another connection.
+const STREAM_WINDOW: u32 = 512 << 10;
+const CONNECTION_WINDOW: u32 = 32 << 20;
 /// Streams that a client may have open at once.
 const MAX_STREAMS: u32 = 1_024;
 /// Bytes of a head, after decompression (SETTINGS_MAX_HEADER_LIST_SIZE).
 const MAX_HEADERS: u32 = 64 * 1024;
+/// Fields of a head. A field that the compression's table holds costs its sender one byte and us a hundred.
+const MAX_FIELDS: usize = 256;
 
 /// How the other side is asked whether it is still there.
 #[derive(Debug, Clone, Copy)]

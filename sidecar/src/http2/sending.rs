@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -21,11 +21,15 @@ pub(super) struct Sending {
     body: Body,
     /// Of the last piece, what had no room.
     left: Bytes,
+    /// There was room since it was waited for.
+    had_room: bool,
+    /// It was waited for since the body was last asked.
+    waited: bool,
 }
 
 impl Sending {
     pub(super) fn new(body: Body) -> Self {
-        Self { body, left: Bytes::new() }
+        Self { body, left: Bytes::new(), had_room: false, waited: false }
     }
 
     /// Sends what the body has and the windows allow. Ends when all was sent, or the stream has ended.
@@ -57,7 +61,9 @@ impl Sending {
                     },
                     Poll::Ready(Some(Err(e))) => {
                         let error = Error::Body(e.to_string().into());
-                        connection.borrow_mut().reset(stream, Code::INTERNAL_ERROR, error.clone());
+                        let mut now = connection.borrow_mut();
+                        let code = if now.client { Code::CANCEL } else { Code::INTERNAL_ERROR };
+                        now.reset(stream, code, error.clone());
                         return Poll::Ready(Err(error));
                     }
                     Poll::Ready(None) => {
@@ -74,7 +80,18 @@ impl Sending {
                     continue;
                 }
             }
-            let room = ready!(poll_room(cx, connection, stream));
+            let Poll::Ready(room) = poll_room(cx, connection, stream, self.had_room) else {
+                (self.had_room, self.waited) = (false, true);
+                // Who does not take anything must not hold all that belongs to the request for ever.
+                let Poll::Ready(error) = self.body.poll_stalled(cx) else { return Poll::Pending };
+                let error = Error::Body(error.to_string().into());
+                connection.borrow_mut().reset(stream, Code::CANCEL, error.clone());
+                return Poll::Ready(Err(error));
+            };
+            self.had_room = true;
+            if std::mem::take(&mut self.waited) {
+                self.body.moved();
+            }
             let n = room.min(self.left.len());
             let data = self.left.split_to(n);
             let last = self.left.is_empty() && self.body.is_end_stream();
@@ -93,7 +110,7 @@ impl Sending {
 }
 
 /// Bytes that may be sent in one frame.
-fn poll_room(cx: &Context<'_>, connection: &Shared, stream: &Stream) -> Poll<usize> {
+fn poll_room(cx: &Context<'_>, connection: &Shared, stream: &Stream, had_some: bool) -> Poll<usize> {
     let mut connection = connection.borrow_mut();
     let mut state = stream.state.borrow_mut();
     keep(&mut state.writer, cx);
@@ -101,7 +118,7 @@ fn poll_room(cx: &Context<'_>, connection: &Shared, stream: &Stream) -> Poll<usi
         return Poll::Pending;
     }
     if connection.send_window <= 0 || connection.out.len() >= HIGH {
-        connection.wait_for_room(cx);
+        connection.wait_for_room(cx, had_some);
         return Poll::Pending;
     }
     let window = state.send_window.min(connection.send_window);

@@ -75,10 +75,12 @@ impl Drop for Serving {
 impl Serving {
     /// Answers a request whose head is too large.
     fn refuse(&self, stream: Rc<Stream>) {
-        let words = "the request head is larger than 64 KiB (RFC 6585 section 5)";
+        let words = "the request head is larger than 64 KiB or has more than 256 fields (RFC 6585 section 5)";
         let mut response = reply(Reason::BadRequest, words, false);
         *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         stream.state.borrow_mut().unread = true;
+        // What came behind it in one read.
+        self.connection.borrow_mut().discard(&stream);
         spawn_local(respond(Rc::clone(&self.connection), stream, false, std::future::ready(response)));
     }
 
@@ -88,7 +90,8 @@ impl Serving {
         F: Future<Output = Response<Body>> + 'static,
     {
         if stream.state.borrow().error.is_some() {
-            return;
+            // It was broken off in the same read; what came of its body must not keep its place in the window.
+            return self.connection.borrow_mut().discard(&stream);
         }
         let head = *request.method() == Method::HEAD;
         let body = incoming(&self.connection, &stream);
@@ -113,6 +116,7 @@ async fn respond(connection: Shared, stream: Rc<Stream>, head: bool, work: impl 
         message::put_response(&mut now.encoder, &parts, length, &mut now.out);
         frame::end_fields(&mut now.out, at, now.max_payload);
         state.sent = ends;
+        state.expects = false;
         now.close_if_over(stream.id, &state);
         now.wake_driver();
     }

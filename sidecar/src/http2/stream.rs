@@ -42,11 +42,15 @@ pub(super) struct State {
     pub(super) taken: u32,
     /// Nobody reads any more.
     pub(super) unread: bool,
+    /// The client waits for a 100 before it sends the body, on a server.
+    pub(super) expects: bool,
     pub(super) reader: Option<Waker>,
     /// We have sent our last.
     pub(super) sent: bool,
     pub(super) send_window: i64,
     pub(super) writer: Option<Waker>,
+    /// How much had been said on the connection before its head was, on a client.
+    pub(super) begins_at: u64,
     /// Why it ended before its end.
     pub(super) error: Option<Error>,
     /// The request's work, on a server.

@@ -20,6 +20,8 @@ use super::{
 };
 use crate::http::{Body, Error, Incoming, SendError, tunnel};
 
+mod abuse;
+
 async fn local<T>(test: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), LocalSet::new().run_until(test)).await.unwrap()
 }
@@ -278,6 +280,12 @@ impl Raw {
         frame::put(&mut self.out, frame::HEADERS, flags, id, &block);
     }
 
+    /// Sends what there is.
+    async fn flush(&mut self) {
+        self.io.write_all(&self.out).await.unwrap();
+        self.out.clear();
+    }
+
     /// Sends all, and gives the frames that come until the connection ends or is silent.
     async fn hear(mut self) -> Vec<(Head, Vec<u8>)> {
         // What it does not take any more it has refused.
@@ -433,7 +441,7 @@ async fn what_breaks_a_request_ends_its_stream_alone() {
             let block = b"\x82\x86\x84\x00\x01X\x01y";
             frame::put(&mut raw.out, frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 1, block);
         }),
-        ("a window of nothing", Code::FLOW_CONTROL_ERROR, |raw| {
+        ("a window of nothing", Code::PROTOCOL_ERROR, |raw| {
             raw.ask(1, "/never", true);
             frame::window_update(&mut raw.out, 1, 0);
         }),

@@ -1,13 +1,13 @@
 //! What comes: frames, and what they do to the connection and its streams.
 
-use std::{rc::Rc, task::Waker};
+use std::{collections::VecDeque, rc::Rc, task::Waker, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header::EXPECT};
 
 use super::{
-    Accepted, Block, Connection, Data, FINISH, Fatal, MAX_BLOCK, MAX_BLOCK_FRAMES, MAX_RESETS, MAX_USELESS, MAX_WINDOW,
-    Result,
+    Accepted, Block, COLLECTED, Connection, Data, FINISH, Fatal, LARGE_READ, MAX_BLOCK, MAX_BLOCK_FRAMES, MAX_RESETS,
+    MAX_SETTINGS, MAX_USELESS, MAX_WINDOW, RESETS_A_SECOND, Result, SMALL_PIECE,
 };
 use crate::{
     http::Error,
@@ -27,6 +27,7 @@ impl Connection {
 
     /// Takes what was read.
     pub(in crate::http2) fn read(&mut self, bytes: Bytes) -> Result {
+        self.read_len = bytes.len();
         self.input = if self.input.is_empty() { bytes } else { [&*self.input, &*bytes].concat().into() };
         if !self.has_preface {
             let n = self.input.len().min(frame::PREFACE.len());
@@ -59,6 +60,7 @@ impl Connection {
             if head.kind == frame::DATA && !head.has(frame::PADDED) {
                 let _ = self.input.split_to(frame::HEAD);
                 self.begin_data(head, head.len)?;
+                self.end_if_abused()?;
                 continue;
             }
             if self.input.len() < frame::HEAD + head.len {
@@ -67,6 +69,7 @@ impl Connection {
             let mut payload = self.input.split_to(frame::HEAD + head.len);
             let _ = payload.split_to(frame::HEAD);
             self.frame(head, payload)?;
+            self.end_if_abused()?;
         }
         // What is left of a larger piece must not keep that alive.
         self.input = if self.input.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(&self.input) };
@@ -125,7 +128,7 @@ impl Connection {
             return Err(Fatal(Code::FLOW_CONTROL_ERROR, "it sent more than the connection's window allows"));
         }
         self.took(whole - head.len);
-        if head.len == 0 && !head.has(frame::END_STREAM) {
+        if stream.is_none() || (head.len == 0 && !head.has(frame::END_STREAM)) {
             self.useless()?;
         } else {
             self.useless = 0;
@@ -156,7 +159,7 @@ impl Connection {
             }
         };
         if let Some((code, words)) = wrong {
-            self.reset(stream, code, Error::Parse(words));
+            self.punish(stream, code, words);
         }
         wrong.is_none()
     }
@@ -182,7 +185,7 @@ impl Connection {
             if state.unread || state.error.is_some() {
                 self.took_of(&stream, &mut state, n);
             } else {
-                state.data.push_back(piece);
+                keep_piece(&mut state.data, piece, self.read_len);
             }
         }
         if end {
@@ -197,7 +200,6 @@ impl Connection {
     }
 
     fn headers(&mut self, head: Head, payload: Bytes) -> Result {
-        self.useless = 0;
         let mut payload = unpadded(head, payload)?;
         if head.has(frame::WITH_PRIORITY) {
             if payload.len() < 5 {
@@ -236,15 +238,18 @@ impl Connection {
         let Ok(decoded) = decoded else {
             return Err(Fatal(Code::COMPRESSION_ERROR, "its compressed fields cannot be read"));
         };
+        let too_large = decoded.too_large || fields.too_many;
         let fields = (!decoded.malformed).then_some(fields);
         if !self.client && id % 2 == 1 && id > self.last_id {
-            self.request(id, end_stream, fields, decoded.too_large);
+            self.useless = 0;
+            self.request(id, end_stream, fields, too_large);
             return Ok(());
         }
-        let Some(stream) = self.stream(id)? else { return Ok(()) };
-        let wrong = self.more_fields(&stream, end_stream, fields, decoded.too_large);
+        let Some(stream) = self.stream(id)? else { return self.useless() };
+        self.useless = 0;
+        let wrong = self.more_fields(&stream, end_stream, fields, too_large);
         if let Err((code, words)) = wrong {
-            self.reset(&stream, code, Error::Parse(words));
+            self.punish(&stream, code, words);
         }
         Ok(())
     }
@@ -256,15 +261,13 @@ impl Connection {
             return;
         }
         if self.streams.len() >= MAX_STREAMS as usize {
-            frame::reset(&mut self.out, id, Code::REFUSED_STREAM);
-            return self.misbehaved();
+            return self.refuse(id, Code::REFUSED_STREAM);
         }
         let stream = Stream::new(id, STREAM_WINDOW, self.initial_send_window);
         let message = if too_large { None } else { fields.and_then(Fields::request) };
         let Some((request, length)) = message else {
             if !too_large {
-                frame::reset(&mut self.out, id, Code::PROTOCOL_ERROR);
-                return self.misbehaved();
+                return self.refuse(id, Code::PROTOCOL_ERROR);
             }
             stream.state.borrow_mut().received = end_stream;
             self.streams.insert(id, Rc::clone(&stream));
@@ -272,26 +275,62 @@ impl Connection {
             return;
         };
         if end_stream && length.unwrap_or(0) > 0 {
-            frame::reset(&mut self.out, id, Code::PROTOCOL_ERROR);
-            return self.misbehaved();
+            return self.refuse(id, Code::PROTOCOL_ERROR);
         }
         {
             let mut state = stream.state.borrow_mut();
             state.received = end_stream;
             (state.to_come, state.to_take) = (length, length);
+            state.expects = !end_stream && request.headers().get(EXPECT).is_some_and(is_continue);
         }
         self.streams.insert(id, Rc::clone(&stream));
         self.accepted.push(Accepted { request: Some(request), stream });
     }
 
-    /// A stream ended before its end, and not by us.
-    fn misbehaved(&mut self) {
-        self.resets += 1;
+    /// Opens no stream for a request.
+    fn refuse(&mut self, id: u32, code: Code) {
+        self.say(|out| frame::reset(out, id, code));
+        self.misbehaved();
     }
 
-    /// Whether the other side has broken off more than can be meant well.
-    pub(super) fn is_abused(&self) -> bool {
-        self.resets > MAX_RESETS
+    /// Ends a stream on which the other side has done what it may not.
+    fn punish(&mut self, stream: &Stream, code: Code, words: &'static str) {
+        self.answers += frame::HEAD + 4;
+        self.misbehaved();
+        self.reset(stream, code, Error::Parse(words));
+    }
+
+    /// Writes what the other side makes us write.
+    fn say(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let before = self.out.len();
+        write(&mut self.out);
+        self.answers += self.out.len() - before;
+    }
+
+    /// A stream ended before its end, and it was the other side's doing.
+    fn misbehaved(&mut self) {
+        if self.client {
+            return;
+        }
+        self.resets += 1;
+        if self.resets > MAX_RESETS / 2 {
+            let since = *self.resets_since.get_or_insert_with(Instant::now);
+            let seconds = since.elapsed().as_secs().min(60) as u32;
+            if seconds > 0 {
+                self.resets = self.resets.saturating_sub(seconds * RESETS_A_SECOND);
+                self.resets_since = Some(Instant::now());
+            }
+        } else {
+            self.resets_since = None;
+        }
+    }
+
+    /// Where the other side has broken off more than can be meant well.
+    fn end_if_abused(&self) -> Result {
+        if self.resets > MAX_RESETS {
+            return Err(Fatal(Code::ENHANCE_YOUR_CALM, "it breaks off its requests without end"));
+        }
+        Ok(())
     }
 
     /// The head of a response, or trailers.
@@ -308,7 +347,7 @@ impl Connection {
             return Err((Code::STREAM_CLOSED, "it sent fields after the message's end"));
         }
         if too_large {
-            return Err((Code::CANCEL, "its head is larger than 64 KiB"));
+            return Err((Code::CANCEL, "its head is larger than 64 KiB or has more than 256 fields"));
         }
         let fields = fields.ok_or((PROTOCOL, "its fields are malformed"))?;
         if self.client && !state.has_head {
@@ -353,7 +392,8 @@ impl Connection {
         };
         let code = Code(u32::from_be_bytes(*code));
         let Some(stream) = self.stream(head.id)? else { return self.useless() };
-        if !self.client {
+        // One that was answered in full costs nothing more.
+        if !stream.state.borrow().sent {
             self.misbehaved();
         }
         self.forget(stream.id);
@@ -369,9 +409,6 @@ impl Connection {
         };
         if !done {
             stream.fail(Error::Reset(code));
-        }
-        if self.is_abused() {
-            return Err(Fatal(Code::ENHANCE_YOUR_CALM, "it breaks off its requests without end"));
         }
         Ok(())
     }
@@ -391,9 +428,12 @@ impl Connection {
         if !head.len.is_multiple_of(6) {
             return Err(Fatal(Code::FRAME_SIZE_ERROR, "its SETTINGS are not 6 bytes each"));
         }
+        if head.len > 6 * MAX_SETTINGS {
+            return Err(Fatal(Code::ENHANCE_YOUR_CALM, "it sent more than 32 settings at once"));
+        }
         self.useless()?;
         let first = !std::mem::replace(&mut self.has_settings, true);
-        let mut streams = None;
+        let (mut streams, mut window) = (None, None);
         for setting in payload.chunks_exact(6) {
             let [a, b, c, d, e, f] = *setting else { continue };
             let value = u32::from_be_bytes([c, d, e, f]);
@@ -403,7 +443,10 @@ impl Connection {
                     return Err(Fatal(Code::PROTOCOL_ERROR, "its ENABLE_PUSH is not what it may be"));
                 }
                 frame::MAX_CONCURRENT_STREAMS => streams = Some(value as usize),
-                frame::INITIAL_WINDOW_SIZE => self.initial_window(i64::from(value))?,
+                frame::INITIAL_WINDOW_SIZE if i64::from(value) > MAX_WINDOW => {
+                    return Err(Fatal(Code::FLOW_CONTROL_ERROR, "its INITIAL_WINDOW_SIZE is out of bounds"));
+                }
+                frame::INITIAL_WINDOW_SIZE => window = Some(i64::from(value)),
                 frame::MAX_FRAME_SIZE if !(16_384..=16_777_215).contains(&value) => {
                     return Err(Fatal(Code::PROTOCOL_ERROR, "its MAX_FRAME_SIZE is out of bounds"));
                 }
@@ -412,20 +455,20 @@ impl Connection {
                 _ => {}
             }
         }
+        if let Some(window) = window {
+            self.initial_window(window)?;
+        }
         match streams {
             Some(streams) => self.max_streams = streams,
             None if first => self.max_streams = usize::MAX,
             None => {}
         }
         self.openers.drain(..).for_each(Waker::wake);
-        frame::put(&mut self.out, frame::SETTINGS, frame::ACK, 0, &[]);
+        self.say(|out| frame::put(out, frame::SETTINGS, frame::ACK, 0, &[]));
         Ok(())
     }
 
     fn initial_window(&mut self, window: i64) -> Result {
-        if window > MAX_WINDOW {
-            return Err(Fatal(Code::FLOW_CONTROL_ERROR, "its INITIAL_WINDOW_SIZE is out of bounds"));
-        }
         let change = window - self.initial_send_window;
         self.initial_send_window = window;
         for stream in self.streams.values() {
@@ -451,7 +494,7 @@ impl Connection {
             self.finish_heard |= payload == FINISH;
             return Ok(());
         }
-        frame::put(&mut self.out, frame::PING, frame::ACK, 0, payload);
+        self.say(|out| frame::put(out, frame::PING, frame::ACK, 0, payload));
         Ok(())
     }
 
@@ -492,26 +535,51 @@ impl Connection {
         };
         let by = i64::from(u32::from_be_bytes(*by) & 0x7fff_ffff);
         if head.id == 0 {
+            if by == 0 {
+                return Err(Fatal(Code::PROTOCOL_ERROR, "it widened the connection's window by nothing"));
+            }
             self.send_window += by;
-            if by == 0 || self.send_window > MAX_WINDOW {
+            if self.send_window > MAX_WINDOW {
                 return Err(Fatal(Code::FLOW_CONTROL_ERROR, "the connection's window of its is out of bounds"));
             }
             self.wake_writers();
             return Ok(());
         }
         let Some(stream) = self.stream(head.id)? else { return self.useless() };
-        let bad = {
+        let is_large = {
             let mut state = stream.state.borrow_mut();
             state.send_window += by;
             state.wake_writer();
-            by == 0 || state.send_window > MAX_WINDOW
+            state.send_window > MAX_WINDOW
         };
-        if bad {
-            let error = Error::Parse("a stream's window of its is out of bounds");
-            self.reset(&stream, Code::FLOW_CONTROL_ERROR, error);
+        if by == 0 {
+            self.punish(&stream, Code::PROTOCOL_ERROR, "it widened a stream's window by nothing");
+        } else if is_large {
+            self.punish(&stream, Code::FLOW_CONTROL_ERROR, "a stream's window of its is out of bounds");
         }
         Ok(())
     }
+}
+
+fn is_continue(value: &HeaderValue) -> bool {
+    value.as_bytes().eq_ignore_ascii_case(b"100-continue")
+}
+
+/// Puts a piece where its reader takes it. What is bounded is bytes; so small ones must not each keep a large read, nor
+/// be many.
+fn keep_piece(kept: &mut VecDeque<Bytes>, piece: Bytes, read_len: usize) {
+    if piece.len() >= SMALL_PIECE {
+        return kept.push_back(piece);
+    }
+    if let Some(last) = kept.back_mut()
+        && last.len() + piece.len() <= COLLECTED
+    {
+        let mut grown = std::mem::take(last).try_into_mut().unwrap_or_else(|shared| BytesMut::from(&*shared));
+        grown.extend_from_slice(&piece);
+        *last = grown.freeze();
+        return;
+    }
+    kept.push_back(if read_len >= LARGE_READ { Bytes::copy_from_slice(&piece) } else { piece });
 }
 
 fn unpadded(head: Head, mut payload: Bytes) -> Result<Bytes> {
@@ -526,5 +594,22 @@ fn unpadded(head: Head, mut payload: Bytes) -> Result<Bytes> {
             Ok(payload)
         }
         _ => Err(Fatal(Code::PROTOCOL_ERROR, "a frame of its has more padding than room")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_keep_neither_what_was_read_with_them_nor_a_place_each() {
+        let mut kept = VecDeque::new();
+        for i in 0..20_000_u32 {
+            let read = Bytes::from(vec![i as u8; 16_384]);
+            keep_piece(&mut kept, read.slice(..1), read.len());
+            assert!(read.is_unique(), "a piece keeps its read");
+        }
+        assert!(kept.len() <= 2, "{}", kept.len());
+        assert!(kept.iter().flatten().copied().eq((0..20_000_u32).map(|i| i as u8)));
     }
 }
