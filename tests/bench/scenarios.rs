@@ -88,10 +88,8 @@ impl Scenario {
     pub(crate) fn fits(self, system: System) -> bool {
         match self {
             Self::Http2 | Self::Grpc => system != System::Nginx,
-            // nginx has no configuration for bytes here yet; how HTTP goes between the two makes no difference to them.
-            Self::OpaqueMtls | Self::OpaquePlain => {
-                !matches!(system, System::Nginx | System::HaproxyH1 | System::EnvoyH1)
-            }
+            // How HTTP goes between the two makes no difference to bytes.
+            Self::OpaqueMtls | Self::OpaquePlain => !matches!(system, System::HaproxyH1 | System::EnvoyH1),
             Self::Idle => system != System::Direct,
             Self::Start | Self::ManyEndpoints | Self::ManyServices => system == System::Outrigger,
             _ => true,

@@ -278,10 +278,17 @@ impl<'a> Bed<'a> {
     fn nginx(&self, traffic: Traffic) -> Vec<Process> {
         let port = traffic.port().to_string();
         let args = ["nginx", "-c", "CONFIG", "-e", "stderr"];
-        let values = [("port", port.as_str())];
+        let (client, server) = if traffic.is_http() {
+            (include_str!("peers/nginx-client.conf"), include_str!("peers/nginx-server.conf"))
+        } else {
+            (include_str!("peers/nginx-tcp-client.conf"), include_str!("peers/nginx-tcp-server.conf"))
+        };
+        let tls = traffic == Traffic::OpaqueMtls;
+        let [at_client, at_server] = if tls { ["on", "ssl"] } else { ["off", ""] };
+        let values = |tls| [("port", port.as_str()), ("tls", tls)];
         vec![
-            self.launch(&self.client, "nginx.conf", include_str!("peers/nginx-client.conf"), &values, &args),
-            self.launch(&self.server, "nginx.conf", include_str!("peers/nginx-server.conf"), &values, &args),
+            self.launch(&self.client, "nginx.conf", client, &values(at_client), &args),
+            self.launch(&self.server, "nginx.conf", server, &values(at_server), &args),
         ]
     }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Response, request::Parts};
 use smallvec::SmallVec;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -92,8 +92,12 @@ impl H2Connection {
     }
 
     /// Sends a request; one that never left comes back with the error.
-    pub fn send(&self, request: Request<Body>) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
-        self.sender.send(request)
+    pub fn send<'h>(
+        &self,
+        head: &'h Parts,
+        body: Body,
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<'h> {
+        self.sender.send(head, body)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Response, StatusCode, Version, request::Parts};
 use http_body::Body as _;
 use tokio::{task::spawn_local, time::Instant};
 
@@ -130,31 +130,29 @@ impl Client {
     /// # Errors
     ///
     /// Where the connection broke before it, or what came is no HTTP/1.x.
-    pub async fn send(self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        let (parts, body) = request.into_parts();
-        let method = parts.method;
-        let upgrades = parts.headers.contains_key(http::header::UPGRADE);
+    pub async fn send(self, head: &Parts, body: Body) -> Result<Response<Incoming>, SendError> {
+        let method = &head.method;
+        let upgrades = head.headers.contains_key(http::header::UPGRADE);
         let carries = match body.size_hint().exact() {
             // Whoever expects a body is told that there is none.
-            Some(0) if !matches!(method, Method::POST | Method::PUT | Method::PATCH) => Carries::Nothing,
+            Some(0) if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) => Carries::Nothing,
             Some(length) => Carries::Exactly(length),
             None => Carries::Something,
         };
         let framing = {
             let mut now = self.0.borrow_mut();
             now.out.begin();
-            let out = now.out.head(head::room(&parts.headers) + parts.uri.path().len());
+            let out = now.out.head(head::room(&head.headers) + head.uri.path().len());
             out.extend_from_slice(method.as_str().as_bytes());
             out.extend_from_slice(b" ");
-            let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+            let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
             out.extend_from_slice(target.as_bytes());
             out.extend_from_slice(b" HTTP/1.1\r\n");
-            head::fields(out, &parts.headers, carries, true)
+            head::fields(out, &head.headers, carries, true)
         };
         let framing = framing.map_err(|words| SendError { error: Error::Length(words), unsent: true })?;
-        drop(parts.headers);
         let mut sending = Sending::new(body, framing);
-        let (response, says) = self.exchange(&mut sending, &method).await.map_err(|error| {
+        let (response, says) = self.exchange(&mut sending, method).await.map_err(|error| {
             let unsent = !self.0.borrow().out.has_begun();
             SendError { error, unsent }
         })?;

@@ -335,6 +335,11 @@ fn get() -> Request<Body> {
     Request::get("/x?y").header("host", "h").body(Body::Empty).unwrap()
 }
 
+async fn send(client: Client, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+    let (head, body) = request.into_parts();
+    client.send(&head, body).await
+}
+
 /// What a client makes of `answer`, and whether its connection can be used again.
 async fn hears(answer: &[u8]) -> (Result<(StatusCode, Vec<u8>), Error>, bool) {
     local(async {
@@ -350,7 +355,7 @@ async fn hears(answer: &[u8]) -> (Result<(StatusCode, Vec<u8>), Error>, bool) {
             server
         };
         let asking = async {
-            let response = client.send(get()).await.map_err(|e: SendError| e.error)?;
+            let response = send(client, get()).await.map_err(|e: SendError| e.error)?;
             let status = response.status();
             Ok((status, collect(response.into_body()).await?.0))
         };
@@ -406,7 +411,7 @@ async fn a_response_that_breaks_off_is_no_end() {
         local(async {
             let (_, client, mut server) = pair();
             server.write_all(answer.as_bytes()).await.unwrap();
-            let response = client.send(get()).await.unwrap();
+            let response = send(client, get()).await.unwrap();
             drop(server);
             assert!(matches!(collect(response.into_body()).await, Err(Error::Incomplete)), "{answer:?}");
         })
@@ -416,7 +421,7 @@ async fn a_response_that_breaks_off_is_no_end() {
     local(async {
         let (_, client, mut server) = pair();
         server.write_all(b"HTTP/1.1 200 OK\r\n\r\nall").await.unwrap();
-        let response = client.send(get()).await.unwrap();
+        let response = send(client, get()).await.unwrap();
         drop(server);
         assert_eq!(collect(response.into_body()).await.unwrap().0, b"all");
     })
@@ -428,12 +433,12 @@ async fn an_idle_connection_that_was_closed_is_not_used_and_nothing_was_sent_on_
     local(async {
         let (pool, client, mut server) = pair();
         server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
-        client.send(get()).await.unwrap();
+        send(client, get()).await.unwrap();
         drop(server);
         assert!(pool.take().is_none());
         let (_, client, server) = pair();
         drop(server);
-        let e = client.send(get()).await.unwrap_err();
+        let e = send(client, get()).await.unwrap_err();
         assert!(e.unsent, "{e:?}");
     })
     .await;
@@ -446,7 +451,7 @@ async fn an_early_answer_is_heard_and_the_upload_goes_on() {
         let (sender, body) = crate::http::tunnel::channel();
         let request = Request::post("/").header("host", "h").body(Body::Tunnel(body)).unwrap();
         server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-        let response = client.send(request).await.unwrap();
+        let response = send(client, request).await.unwrap();
         assert_eq!(collect(response.into_body()).await.unwrap().0, b"ok");
         assert!(pool.take().is_none(), "the upload still goes on");
         sender.send(Bytes::from_static(b"late")).await;
@@ -473,7 +478,7 @@ async fn cookies_that_came_apart_are_put_together() {
             request.headers_mut().append("cookie", HeaderValue::from_static(cookie));
         }
         server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
-        client.send(request).await.unwrap();
+        send(client, request).await.unwrap();
         let mut said = Vec::new();
         server.read_buf(&mut said).await.unwrap();
         assert!(String::from_utf8(said).unwrap().contains("\r\ncookie: a=1; b=2\r\n"));

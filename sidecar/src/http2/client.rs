@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, rc::Rc, task::Poll};
 
-use http::{HeaderValue, Method, Request, Response, header::CONTENT_LENGTH};
+use http::{Method, Response, request::Parts};
 use http_body::Body as _;
 use tokio::task::spawn_local;
 
@@ -66,12 +66,16 @@ impl Sender {
 
     /// Sends a request and waits for the head of its response. Where the other side has as many streams as it takes,
     /// waits for one.
-    pub fn send(&self, request: Request<Body>) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
-        send(Rc::clone(&self.0), request)
+    pub fn send<'h>(
+        &self,
+        head: &'h Parts,
+        body: Body,
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<'h> {
+        send(Rc::clone(&self.0), head, body)
     }
 }
 
-async fn send(connection: Shared, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+async fn send(connection: Shared, head: &Parts, body: Body) -> Result<Response<Incoming>, SendError> {
     let opened = poll_fn(|cx| {
         let mut now = connection.borrow_mut();
         if !now.is_usable() {
@@ -87,7 +91,7 @@ async fn send(connection: Shared, request: Request<Body>) -> Result<Response<Inc
     });
     let stream = opened.await.map_err(|error| SendError { error, unsent: true })?;
     let mut call = Call { connection, stream, sending: None, done: false };
-    call.begin(request);
+    call.begin(head, body);
     poll_fn(|cx| {
         if let Some(sending) = &mut call.sending
             && sending.poll(cx, &call.connection, &call.stream).is_ready()
@@ -118,26 +122,21 @@ struct Call {
 }
 
 impl Call {
-    fn begin(&mut self, request: Request<Body>) {
-        let (mut parts, body) = request.into_parts();
+    fn begin(&mut self, head: &Parts, body: Body) {
         let ends = body.is_end_stream();
-        let payload = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
-        if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 || payload)
-            && !parts.headers.contains_key(CONTENT_LENGTH)
-        {
-            parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
+        let payload = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+        let length = body.size_hint().exact().filter(|length| *length > 0 || payload);
         {
             let now = &mut *self.connection.borrow_mut();
             self.stream.state.borrow_mut().begins_at = now.written + now.out.len() as u64;
             let at = frame::begin_fields(&mut now.out, ends, self.stream.id);
-            message::put_request(&mut now.encoder, &parts, &mut now.out);
+            message::put_request(&mut now.encoder, head, length, &mut now.out);
             frame::end_fields(&mut now.out, at, now.max_payload);
             now.wake_driver();
         }
         let mut state = self.stream.state.borrow_mut();
         state.sent = ends;
-        state.no_body = parts.method == Method::HEAD;
+        state.no_body = head.method == Method::HEAD;
         drop(state);
         if !ends {
             self.sending = Some(Sending::new(body));

@@ -141,7 +141,12 @@ fn length(value: &[u8]) -> Option<u64> {
     value.iter().try_fold(0_u64, |n, b| n.checked_mul(10)?.checked_add(u64::from(b - b'0')))
 }
 
-pub(super) fn put_request(encoder: &mut Encoder, request: &http::request::Parts, out: &mut BytesMut) {
+pub(super) fn put_request(
+    encoder: &mut Encoder,
+    request: &http::request::Parts,
+    length: Option<u64>,
+    out: &mut BytesMut,
+) {
     encoder.begin(out);
     encoder.method(&request.method, out);
     if request.method != Method::CONNECT {
@@ -154,7 +159,7 @@ pub(super) fn put_request(encoder: &mut Encoder, request: &http::request::Parts,
     if request.method != Method::CONNECT {
         encoder.path(request.uri.path_and_query().map_or("/", PathAndQuery::as_str), out);
     }
-    put_fields(encoder, &request.headers, out);
+    put_fields(encoder, &request.headers, length, out);
 }
 
 pub(super) fn put_response(
@@ -165,12 +170,7 @@ pub(super) fn put_response(
 ) {
     encoder.begin(out);
     encoder.status(response.status, out);
-    put_fields(encoder, &response.headers, out);
-    if let Some(length) = length
-        && !response.headers.contains_key(CONTENT_LENGTH)
-    {
-        encoder.header(&CONTENT_LENGTH, &HeaderValue::from(length), out);
-    }
+    put_fields(encoder, &response.headers, length, out);
 }
 
 /// RFC 9110 section 15.2.1: go on.
@@ -186,8 +186,14 @@ pub(super) fn put_trailers(encoder: &mut Encoder, trailers: &HeaderMap, out: &mu
     }
 }
 
-fn put_fields(encoder: &mut Encoder, headers: &HeaderMap, out: &mut BytesMut) {
+/// `length` is the body's, for where the fields do not have it.
+fn put_fields(encoder: &mut Encoder, headers: &HeaderMap, length: Option<u64>, out: &mut BytesMut) {
     for (name, value) in headers {
         encoder.header(name, value, out);
+    }
+    if let Some(length) = length
+        && !headers.contains_key(CONTENT_LENGTH)
+    {
+        encoder.header(&CONTENT_LENGTH, &HeaderValue::from(length), out);
     }
 }

@@ -84,8 +84,13 @@ fn request(method: &str, path: &str, body: Body) -> Request<Body> {
     Request::builder().method(method).uri(format!("http://a.mesh{path}")).body(body).unwrap()
 }
 
+async fn send(sender: &client::Sender, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+    let (head, body) = request.into_parts();
+    sender.send(&head, body).await
+}
+
 async fn ask(sender: &client::Sender, method: &str, path: &str, body: Body) -> Result<(u16, Vec<u8>), Error> {
-    let response = sender.send(request(method, path, body)).await.map_err(|e: SendError| e.error)?;
+    let response = send(sender, request(method, path, body)).await.map_err(|e: SendError| e.error)?;
     let status = response.status().as_u16();
     Ok((status, collect(response.into_body()).await?.0))
 }
@@ -238,7 +243,7 @@ async fn finishing_lets_the_streams_under_way_end() {
         spawn_local(driver);
         let under_way = ask(&sender, "GET", "/", Body::Empty).await;
         assert_eq!(under_way.unwrap().1, b"late");
-        let e = sender.send(request("GET", "/", Body::Empty)).await.unwrap_err();
+        let e = send(&sender, request("GET", "/", Body::Empty)).await.unwrap_err();
         assert!(e.unsent, "{e:?}");
         serving.await.unwrap().unwrap();
     })
@@ -535,7 +540,7 @@ async fn trailers_pass_both_ways() {
         });
         let (sender, driver) = client::start(near, None);
         spawn_local(driver);
-        let response = sender.send(request("GET", "/", Body::Empty)).await.unwrap();
+        let response = send(&sender, request("GET", "/", Body::Empty)).await.unwrap();
         let (body, trailers) = collect(response.into_body()).await.unwrap();
         assert_eq!((&*body, &trailers.unwrap()["t"]), (&b"body"[..], &HeaderValue::from_static("1")));
     })

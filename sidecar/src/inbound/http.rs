@@ -245,17 +245,14 @@ impl Peer {
     }
 
     async fn send(&self, parts: &Parts, source: Option<&ReplaySource>) -> Result<Response<Incoming>, ConnectError> {
-        let request = || {
-            let body = source.map_or(Body::Empty, ReplaySource::next_try);
-            Request::from_parts(parts.clone(), body)
-        };
+        let body = || source.map_or(Body::Empty, ReplaySource::next_try);
         if parts.version == Version::HTTP_2 {
             let slot = match self.pools.h2.ready() {
                 Some(slot) => slot,
                 // Rare and large: a request should not carry the room for it along.
                 None => Box::pin(self.pools.h2.get(|| self.made())).await?,
             };
-            return slot.connection().send(request()).await.map_err(|e| lost(&e));
+            return slot.connection().send(parts, body()).await.map_err(|e| lost(&e));
         }
         let mut reused = self.pools.h1.take();
         loop {
@@ -264,7 +261,7 @@ impl Peer {
                 Some(client) => client,
                 None => Box::pin(self.http1()).await?,
             };
-            match client.send(request()).await {
+            match client.send(parts, body()).await {
                 Ok(response) => return Ok(response),
                 // The application closed the idle connection as we wrote (the keep-alive race, RFC 9112 section
                 // 9.3.1): tried anew where nothing was sent, or where a second time does no harm.
@@ -295,7 +292,7 @@ impl Peer {
         headers::set_upgrade(&mut parts.headers, protocol);
         parts.headers.remove(http::header::CONTENT_LENGTH);
         let client = self.http1().await?;
-        let response = client.send(Request::from_parts(parts, Body::Empty)).await.map_err(|e| lost(&e))?;
+        let response = client.send(&parts, Body::Empty).await.map_err(|e| lost(&e))?;
         let (mut parts, body) = response.into_parts();
         match body {
             Incoming::Upgrade(application) => {

@@ -206,6 +206,11 @@ impl Half {
                 self.pipe = Some(pipe);
                 Poll::Ready(Ok(true))
             }
+            // It holds nothing, so nothing is lost.
+            Poll::Ready(Err(error)) if Pipe::is_refused(&error) => {
+                self.bulk = false;
+                Poll::Ready(Ok(true))
+            }
             other => {
                 pipe.give_back();
                 other.map(|filled| filled.map(|_| false).map_err(Broke::Reader))
@@ -322,6 +327,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_kernel_moves_every_byte_both_ways_and_ends_each_by_itself() {
+        much_both_ways().await;
+    }
+
+    #[tokio::test]
+    async fn where_the_system_does_not_splice_bytes_are_copied() {
+        // What this thread is told once holds for all its connections.
+        assert!(!Pipe::is_refused(&io::ErrorKind::ConnectionReset.into()));
+        assert!(Pipe::take().is_ok());
+        assert!(Pipe::is_refused(&io::Error::from_raw_os_error(nix::libc::ENOSYS)));
+        assert!(Pipe::take().is_err());
+        much_both_ways().await;
+    }
+
+    async fn much_both_ways() {
         let ((mut client, mut a), (mut b, mut server)) = (sockets().await, sockets().await);
         let sent: Vec<u8> = (0..20_000_000_u32).map(|n| (n % 251) as u8).collect();
         let copying = async { copy_both(&mut a, &mut b, BytesMut::new(), BytesMut::new(), None, |_, _| {}).await };

@@ -1,13 +1,16 @@
 //! Bytes from one socket to another without a copy: `splice(2)` through a pipe.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io,
     os::fd::{AsFd, OwnedFd},
     task::{Context, Poll, ready},
 };
 
-use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice},
+};
 use tokio::{io::Interest, net::TcpStream};
 
 /// What one call may move, and the size that a pipe is wished for: sockets fill 64 KiB faster than we come round.
@@ -17,6 +20,7 @@ const SPARE: usize = 8;
 
 thread_local! {
     static PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A pipe of the kernel's and what it holds.
@@ -28,8 +32,11 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// An empty pipe: one that another connection has done with, or a new one.
+    /// An empty pipe: one that another connection has done with, or a new one. None where the system does not splice.
     pub fn take() -> io::Result<Self> {
+        if REFUSED.get() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         if let Some(pipe) = PIPES.with_borrow_mut(Vec::pop) {
             return Ok(pipe);
         }
@@ -37,6 +44,19 @@ impl Pipe {
         // A smaller one, where the user has too many large ones (pipe-user-pages-soft), serves as well.
         let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(SIZE as i32));
         Ok(Self { reader, writer, held: 0 })
+    }
+
+    /// Whether `error` is the system's refusal to splice (an emulated kernel, a seccomp filter); then nobody on this
+    /// thread tries it again.
+    pub fn is_refused(error: &io::Error) -> bool {
+        let refused = matches!(
+            error.raw_os_error().map(Errno::from_raw),
+            Some(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM | Errno::EOPNOTSUPP)
+        );
+        if refused && !REFUSED.replace(true) {
+            tracing::warn!(%error, "this system does not splice: bytes that pass as they are, are copied");
+        }
+        refused
     }
 
     /// Gives an empty pipe back; one that holds something is closed.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request::Parts};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, request::Parts};
 use tokio::time::Instant;
 
 use super::{connect, endpoint::Endpoint, retries::Retries, service::Service};
@@ -27,25 +27,6 @@ use crate::{
     telemetry::Direction,
     worker::Worker,
 };
-
-/// A request that is ready to leave, in the protocol of the service's endpoints.
-pub(super) struct Outgoing {
-    pub(super) method: Method,
-    pub(super) target: Uri,
-    pub(super) headers: HeaderMap,
-    pub(super) version: Version,
-}
-
-impl Outgoing {
-    pub(super) fn request(&self, body: Body) -> Request<Body> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.target.clone();
-        *request.headers_mut() = self.headers.clone();
-        *request.version_mut() = self.version;
-        request
-    }
-}
 
 /// Why a try did not give a response.
 #[derive(Debug)]
@@ -117,7 +98,7 @@ impl Source {
 pub(super) async fn forward(
     worker: &Rc<Worker>,
     service: &Rc<Service>,
-    outgoing: Outgoing,
+    outgoing: Parts,
     body: Incoming,
 ) -> Response<Body> {
     let grpc = is_grpc(&outgoing.headers);
@@ -154,7 +135,7 @@ pub(super) fn answer(
 pub(super) async fn call(
     worker: &Rc<Worker>,
     service: &Rc<Service>,
-    outgoing: &Outgoing,
+    outgoing: &Parts,
     source: &Source,
     activity: &Activity,
     deadline: Option<Deadline>,
@@ -213,7 +194,7 @@ pub(super) fn bad_request(worker: &Worker, service: &Service, detail: &str, grpc
 async fn tries(
     worker: &Rc<Worker>,
     service: &Rc<Service>,
-    outgoing: &Outgoing,
+    outgoing: &Parts,
     source: &Source,
     activity: &Activity,
     asked: &Cell<Option<Rc<Endpoint>>>,
@@ -280,7 +261,7 @@ fn outcome_of(status: StatusCode) -> Outcome {
 }
 
 /// Whether a response is one to try again, and what to call it.
-fn response_retry(service: &Service, outgoing: &Outgoing, response: &Response<Incoming>) -> Option<&'static str> {
+fn response_retry(service: &Service, outgoing: &Parts, response: &Response<Incoming>) -> Option<&'static str> {
     // Only a sidecar's word counts, and it lets no application use the header.
     if service.is_mesh()
         && let Some(code) = response.headers().get(headers::ERROR)
@@ -302,7 +283,7 @@ async fn one_try(
     worker: &Rc<Worker>,
     service: &Rc<Service>,
     endpoint: &Rc<Endpoint>,
-    outgoing: &Outgoing,
+    outgoing: &Parts,
     source: &Source,
     activity: &Activity,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
@@ -379,7 +360,7 @@ async fn send(
     worker: &Rc<Worker>,
     service: &Rc<Service>,
     endpoint: &Rc<Endpoint>,
-    outgoing: &Outgoing,
+    outgoing: &Parts,
     source: &Source,
     activity: &Activity,
     sent_at: &Cell<Option<Instant>>,
@@ -395,7 +376,7 @@ async fn send(
                 None => Box::pin(connect::http2(worker, service, endpoint)).await?,
             };
             sent_at.set(Some(activity.touch()));
-            let e = match slot.connection().send(outgoing.request(source.next_try())).await {
+            let e = match slot.connection().send(outgoing, source.next_try()).await {
                 Ok(response) => return Ok((response, Some(slot))),
                 Err(e) => e,
             };
@@ -418,7 +399,7 @@ async fn send(
         };
         let body = source.next_try();
         sent_at.set(Some(activity.touch()));
-        match client.send(outgoing.request(body)).await {
+        match client.send(outgoing, body).await {
             Ok(response) => return Ok((response, None)),
             // The peer closed the idle connection as we wrote: that is no failure of the endpoint's, and a new
             // connection tells at once.
@@ -467,7 +448,7 @@ fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
 }
 
 /// Makes of the workload's request one that can leave: for the mesh as HTTP/2, else in its own protocol.
-pub(super) fn outgoing(service: &Service, mut parts: Parts) -> Result<Outgoing, headers::TargetError> {
+pub(super) fn outgoing(service: &Service, mut parts: Parts) -> Result<Parts, headers::TargetError> {
     let authority = headers::authority(&parts.uri, &parts.headers)?;
     let came_as_h2 = parts.version == Version::HTTP_2;
     headers::strip_mesh(&mut parts.headers);
@@ -485,7 +466,8 @@ pub(super) fn outgoing(service: &Service, mut parts: Parts) -> Result<Outgoing, 
         headers::set_host(&mut parts.headers, &authority)?;
         (target, Version::HTTP_11)
     };
-    Ok(Outgoing { method: parts.method, target, headers: parts.headers, version })
+    (parts.uri, parts.version) = (target, version);
+    Ok(parts)
 }
 
 #[cfg(test)]

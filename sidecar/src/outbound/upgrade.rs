@@ -2,11 +2,13 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONTENT_LENGTH, header::UPGRADE};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version, header::CONTENT_LENGTH, header::UPGRADE, request::Parts,
+};
 use tokio::task::spawn_local;
 
 use super::{
-    forward::{self, Outgoing, Source, refused},
+    forward::{self, Source, refused},
     service::Service,
 };
 use crate::{
@@ -75,7 +77,7 @@ async fn carry(
 }
 
 /// The request as it leaves: an upgrade between sidecars is an ordinary request with a header.
-fn outgoing(service: &Service, request: Request<Incoming>) -> Result<(Outgoing, OnUpgrade), String> {
+fn outgoing(service: &Service, request: Request<Incoming>) -> Result<(Parts, OnUpgrade), String> {
     let (parts, body) = request.into_parts();
     let client = body.upgrade().ok_or("a request that asks for an upgrade must have no body here")?;
     let protocol = parts.headers.get(UPGRADE).cloned().ok_or("the upgrade names no protocol")?;

@@ -98,7 +98,7 @@ async fn who_waits_for_a_100_gets_it_when_the_body_is_wanted() {
 async fn a_small_body_does_not_wait_for_the_end_of_a_large_one() {
     local(async {
         let sender = ours();
-        let mut large = sender.send(request("GET", "/bytes/5000000", Body::Empty)).await.unwrap().into_body();
+        let mut large = send(&sender, request("GET", "/bytes/5000000", Body::Empty)).await.unwrap().into_body();
         let moved = Rc::new(Cell::new(0));
         let count = Rc::clone(&moved);
         let reading = spawn_local(async move {
@@ -125,7 +125,7 @@ async fn what_never_left_is_known_to_be_undone() {
         spawn_local(driver);
         tokio::task::yield_now().await;
         drop(far);
-        let error = sender.send(request("POST", "/", Body::Full("x".into()))).await.unwrap_err();
+        let error = send(&sender, request("POST", "/", Body::Full("x".into()))).await.unwrap_err();
         assert!(error.unsent || matches!(error.error, Error::Unprocessed(_)), "{error:?}");
     })
     .await;
@@ -145,7 +145,9 @@ async fn a_connection_with_no_stream_left_says_so() {
         far.write_all(&settings).await.unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(sender.room(), 2);
-        let call = spawn_local(sender.send(request("GET", "/", Body::Empty)));
+        let sender = Rc::new(sender);
+        let caller = Rc::clone(&sender);
+        let call = spawn_local(async move { send(&caller, request("GET", "/", Body::Empty)).await.map(drop) });
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!((sender.room(), sender.streams()), (1, 1));
         call.abort();
