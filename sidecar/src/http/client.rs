@@ -10,11 +10,7 @@ use std::{
 
 use http::{Response, request::Parts};
 use smallvec::SmallVec;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::oneshot,
-    task::spawn_local,
-};
+use tokio::{sync::oneshot, task::spawn_local};
 
 use super::{Body, Incoming, SendError};
 use crate::{
@@ -164,7 +160,7 @@ impl H2Pool {
     /// A share of a connection; where there is none with room, `connect` makes one, for all that wait.
     pub async fn get<IO, C, F>(self: &Rc<Self>, connect: C) -> Result<StreamSlot, ConnectError>
     where
-        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+        IO: Io + 'static,
         C: FnOnce() -> F,
         F: Future<Output = Result<Made<IO>, ConnectError>> + 'static,
     {
@@ -199,7 +195,7 @@ impl H2Pool {
 
     fn start<IO>(self: &Rc<Self>, made: Made<IO>) -> Rc<H2Connection>
     where
-        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+        IO: Io + 'static,
     {
         let keep_alive = made.to_sidecar.then_some(KEEP_ALIVE);
         let (sender, driver) = http2::client::start(Metered::open(made.io, made.connection, made.permit), keep_alive);

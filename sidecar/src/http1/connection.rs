@@ -260,6 +260,11 @@ impl Connection {
         matches!(self.receiving, Receiving::Done)
     }
 
+    /// Whether the message was received to its end and, as far as is known, nothing came after it.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_received() && self.input.is_empty() && self.partial.is_empty()
+    }
+
     /// The next piece of the body.
     pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if std::mem::take(&mut self.expects) {
@@ -402,9 +407,18 @@ impl Connection {
 
     /// Writes all that waits.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll_write_out(cx, false)
+    }
+
+    /// Writes all that waits to a connection that is closed as soon as that is done.
+    pub(super) fn poll_write_last(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll_write_out(cx, true)
+    }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>, last: bool) -> Poll<Result<(), Error>> {
         let Self { out, io, .. } = self;
         let io = io.as_mut().ok_or(Error::Closed)?;
-        out.poll_write(&mut **io, cx).map_err(broke)
+        out.poll_write(&mut **io, cx, last).map_err(broke)
     }
 
     /// Tells the other side that nothing more comes.

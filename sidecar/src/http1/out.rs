@@ -113,11 +113,15 @@ impl Out {
         Ok(())
     }
 
-    /// Writes all.
-    pub(super) fn poll_write(&mut self, io: &mut dyn Io, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes all. `last`: the connection is closed as soon as that is done.
+    pub(super) fn poll_write(&mut self, io: &mut dyn Io, cx: &mut Context<'_>, last: bool) -> Poll<io::Result<()>> {
         while self.len() > 0 {
             let n = if self.pieces.is_empty() {
-                ready!(Pin::new(&mut *io).poll_write(cx, &self.tail))?
+                let polled = match last {
+                    true => io.poll_write_last(cx, &self.tail),
+                    false => Pin::new(&mut *io).poll_write(cx, &self.tail),
+                };
+                ready!(polled)?
             } else {
                 let mut slices = [IoSlice::new(&[]); PIECES];
                 let all = self.pieces.iter().map(|piece| &**piece).chain([&*self.tail]).filter(|b| !b.is_empty());

@@ -188,7 +188,9 @@ impl Exchange {
                 let ended = sending.gather(cx, connection)?;
                 let mut now = connection.borrow_mut();
                 let before = now.out.len();
-                match now.poll_write(cx)? {
+                let last = ended && close && !switches && now.is_over();
+                let written = if last { now.poll_write_last(cx) } else { now.poll_write(cx) };
+                match written? {
                     Poll::Ready(()) if ended => return Poll::Ready(Ok(())),
                     // There may be more that had no room.
                     Poll::Ready(()) if before > 0 => continue,

@@ -7,10 +7,7 @@ use http::{
     header::{HOST, UPGRADE},
     request::Parts,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    task::spawn_local,
-};
+use tokio::task::spawn_local;
 
 use super::{application::Pools, caller::Caller};
 use crate::{
@@ -25,7 +22,7 @@ use crate::{
     },
     http1::{self, OnUpgrade, client::Client},
     http2,
-    net::Metered,
+    net::{Io, Metered},
     reason::Reason,
     telemetry::{ConnectionMetrics, Direction, RequestMetrics, Transport},
     worker::{Phase, Worker},
@@ -62,7 +59,7 @@ pub(super) async fn serve_http2<IO>(
     transport: Transport,
     destination: SocketAddr,
 ) where
-    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    IO: Io + 'static,
 {
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
     let peer = Peer::new(worker, caller, destination);
@@ -84,7 +81,7 @@ pub(super) async fn serve_http1<IO>(
     transport: Transport,
     destination: SocketAddr,
 ) where
-    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    IO: Io + 'static,
 {
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
     let peer = Peer::new(worker, caller, destination);

@@ -9,7 +9,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::listen::keepalive;
+use super::listen::{keepalive, never_leaves_the_host};
 
 /// The source of the sidecar's leg to its own application (Istio's inbound passthrough address): the redirection
 /// lets connections from here alone.
@@ -26,6 +26,7 @@ pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
 /// Connects to the application at `address`, as the sidecar does on behalf of a peer.
 pub async fn dial_application(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket(address)?;
+    never_leaves_the_host(&socket);
     if !address.ip().is_loopback() {
         let source = if address.is_ipv4() { APPLICATION_SOURCE_V4 } else { APPLICATION_SOURCE_V6 };
         // The kernel chooses the port at connect: without this, 28,000 connections exhaust the ports of 127.0.0.6.

@@ -1,12 +1,14 @@
 //! Listening sockets of the workers, and where a redirected connection was going.
 
 use std::{
+    ffi::OsString,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    os::fd::AsFd,
     time::Duration,
 };
 
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -44,7 +46,7 @@ pub fn bind_any(port: u16) -> io::Result<std::net::TcpListener> {
     }
 }
 
-/// Binds `port` on 127.0.0.1, and on ::1 where there is IPv6.
+/// Binds `port` for the workload's own connections: on 127.0.0.1, and on ::1 where there is IPv6.
 pub fn bind_loopback(port: u16) -> io::Result<Vec<std::net::TcpListener>> {
     let mut all = vec![bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port))?];
     match bind(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)) {
@@ -52,7 +54,21 @@ pub fn bind_loopback(port: u16) -> io::Result<Vec<std::net::TcpListener>> {
         Err(e) if no_ipv6(&e) => {}
         Err(e) => return Err(e),
     }
+    for listener in &all {
+        never_leaves_the_host(listener);
+        // A request is acknowledged by its answer; without this, also by a segment of its own (HAProxy's
+        // tcp-smart-accept). What is accepted inherits it. Failing to set it costs that segment and nothing else.
+        let _ = SockRef::from(listener).set_tcp_quickack(false);
+    }
     Ok(all)
+}
+
+/// Tells the kernel that nothing is lost or queued between this socket and its other side, and so nothing has to be
+/// paced: Reno, which every Linux has and lets everybody use, sends what the other side's window takes. With BBR as the
+/// system's default, each segment between sidecar and workload would wait for a timer.
+pub(crate) fn never_leaves_the_host(socket: &impl AsFd) {
+    // Failing to set it costs time and nothing else.
+    let _ = setsockopt(socket, sockopt::TcpCongestion, &OsString::from("reno"));
 }
 
 fn no_ipv6(e: &io::Error) -> bool {

@@ -9,6 +9,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Io;
 use crate::{
     resilience::Permit,
     telemetry::{ConnectionMetrics, Meter},
@@ -71,6 +72,13 @@ impl<IO: AsyncWrite + Unpin> Metered<IO> {
             self.meter.sent(written as u64);
         }
         polled
+    }
+}
+
+impl<IO: Io> Io for Metered<IO> {
+    fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = self.io.poll_write_last(cx, bytes);
+        self.count(polled)
     }
 }
 

@@ -17,9 +17,42 @@ pub use metered::Metered;
 pub use peeked::Peeked;
 pub use stream::Upstream;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest},
+    net::TcpStream,
+};
+use tokio_rustls::{client, server};
 
 /// A connection of whatever kind.
-pub trait Io: AsyncRead + AsyncWrite + Unpin {}
+pub trait Io: AsyncRead + AsyncWrite + Unpin {
+    /// Writes bytes after which the connection is closed at once. Where it can, it lets them leave together with its
+    /// end: one segment, and one wake-up of the other side, instead of two.
+    fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(self).poll_write(cx, bytes)
+    }
+}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+impl Io for TcpStream {
+    fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
+            match self.try_io(Interest::WRITABLE, || SockRef::from(&*self).send_with_flags(bytes, flags)) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Io for client::TlsStream<IO> {}
+impl<IO: AsyncRead + AsyncWrite + Unpin> Io for server::TlsStream<IO> {}
+#[cfg(test)]
+impl Io for tokio::io::DuplexStream {}

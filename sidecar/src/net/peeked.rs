@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::copy::Side;
+use super::{Io, copy::Side};
 
 /// A stream that first gives back the bytes that were read from it to find out what it carries.
 #[derive(Debug)]
@@ -36,6 +36,12 @@ impl Peeked {
 impl Side for Peeked {
     fn plain(&self) -> Option<&TcpStream> {
         self.prefix.is_empty().then_some(&self.stream)
+    }
+}
+
+impl Io for Peeked {
+    fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream.poll_write_last(cx, bytes)
     }
 }
 

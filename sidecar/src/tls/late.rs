@@ -10,6 +10,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{TlsFailure, find};
+use crate::net::Io;
 
 /// A connection that tells why TLS ended it. HTTP libraries keep no more than the words of an error of their connection.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ impl<IO: AsyncRead + Unpin, F: FnOnce(TlsFailure)> Late<IO, F> {
         polled
     }
 }
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, F: FnOnce(TlsFailure) + Unpin> Io for Late<IO, F> {}
 
 impl<IO: AsyncRead + Unpin, F: FnOnce(TlsFailure) + Unpin> AsyncRead for Late<IO, F> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
