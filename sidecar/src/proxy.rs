@@ -20,7 +20,7 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     runtime::{Builder, LocalOptions},
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
@@ -34,7 +34,10 @@ use crate::{
     discovery::Discovery,
     identity::{self, IdentityHandle},
     inbound,
-    net::listen,
+    net::{
+        accepted::{Accept, Listener},
+        listen,
+    },
     outbound,
     reason::Reason,
     telemetry::{Direction, Metrics},
@@ -234,18 +237,13 @@ fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listene
         worker.services.start(&worker);
         for listener in listeners.outbound {
             let (here, open) = (Rc::clone(&worker), worker.outbound_open.clone());
-            spawn_local(accept(
-                here,
-                listen::into_tokio(listener)?,
-                Direction::Outbound,
-                open,
-                Phase::Closing,
-                outbound::serve,
-            ));
+            let listener = Listener::new(listener)?;
+            spawn_local(accept(here, listener, Direction::Outbound, open, Phase::Closing, outbound::begin));
         }
         let open = worker.inbound.open.clone();
         let inbound = listen::into_tokio(listeners.inbound)?;
-        accept(Rc::clone(&worker), inbound, Direction::Inbound, open, Phase::Finishing, inbound::serve).await;
+        let begin = |worker, stream, peer, entered| drop(spawn_local(inbound::serve(worker, stream, peer, entered)));
+        accept(Rc::clone(&worker), inbound, Direction::Inbound, open, Phase::Finishing, begin).await;
         worker.reached(Phase::Closing).await;
         tokio::time::sleep(CLOSING).await;
         Ok(())
@@ -253,25 +251,22 @@ fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listene
 }
 
 /// Accepts connections until `until`, then takes those that the kernel has accepted already.
-async fn accept<S, F>(
+async fn accept<L: Accept>(
     worker: Rc<Worker>,
-    listener: TcpListener,
+    listener: L,
     direction: Direction,
     open: Open,
     until: Phase,
-    serve: S,
-) where
-    S: Fn(Rc<Worker>, TcpStream, SocketAddr, Entered) -> F,
-    F: Future<Output = ()> + 'static,
-{
-    let take = |accepted: io::Result<(TcpStream, SocketAddr)>| match accepted {
+    begin: impl Fn(Rc<Worker>, L::Connection, SocketAddr, Entered),
+) {
+    let take = |accepted: io::Result<(L::Connection, SocketAddr)>| match accepted {
         Ok((stream, peer)) => {
             let Some(entered) = open.enter() else {
                 worker.metrics.error(direction, Reason::Overload.code());
                 listen::reset_on_close(&stream);
                 return true;
             };
-            spawn_local(serve(Rc::clone(&worker), stream, peer, entered));
+            begin(Rc::clone(&worker), stream, peer, entered);
             true
         }
         Err(error) => {

@@ -39,7 +39,7 @@ pub(crate) async fn check(recorded: &str, record: bool, only: &[String]) -> Resu
     let ca = Ca::init(&mesh);
     let bed = Bed::simple(&mesh, &ca).await;
     let mut pair = start(&bed).await;
-    let loads: [(&str, Load); 3] = [("http1", http1), ("http2", http2), ("opaque", opaque)];
+    let loads: [(&str, Load); 4] = [("http1", http1), ("connect", connect), ("http2", http2), ("opaque", opaque)];
     let mut counted = BTreeMap::new();
     for (name, load) in loads.into_iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)) {
         // Names are looked up, connections made, memory taken.
@@ -173,6 +173,23 @@ fn http1(bed: &Bed<'_>, requests: u32) {
     exchange(bed, bed.server.at4(HTTP1), requests, message.into_bytes(), |answer| {
         answer.windows(4).position(|w| w == b"\r\n\r\n").is_some_and(|at| answer.len() >= at + 4 + 1_024)
     });
+}
+
+/// A connection for each request.
+fn connect(bed: &Bed<'_>, requests: u32) {
+    let message = format!("GET /bytes/1024 HTTP/1.1\r\nHost: {ORDERS}:{HTTP1}\r\nConnection: close\r\n\r\n");
+    let to = bed.server.at4(HTTP1);
+    let talk = move || {
+        for _ in 0..requests {
+            let mut stream = TcpStream::connect(to).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream.write_all(message.as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.len() > 1_024);
+        }
+    };
+    bed.client.thread(talk).join().unwrap();
 }
 
 fn opaque(bed: &Bed<'_>, requests: u32) {

@@ -181,6 +181,11 @@ impl Connection {
         Poll::Ready(())
     }
 
+    /// Whether whoever reads learns when there is something to read.
+    pub(super) fn is_watched(&self) -> bool {
+        self.io.as_ref().is_none_or(|io| io.is_watched())
+    }
+
     /// Ends when the client has gone while its request is worked on.
     pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         if self.has_reader {

@@ -15,6 +15,7 @@ mod head;
 mod out;
 mod sending;
 pub mod server;
+mod soon;
 #[cfg(test)]
 mod tests;
 mod upgrade;

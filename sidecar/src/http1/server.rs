@@ -18,6 +18,7 @@ use super::{
     head::{self, Bad, Carries, Says},
     out::Framing,
     sending::Sending,
+    soon::Soon,
 };
 use crate::{
     http::{Body, Error, Incoming, reply::reply},
@@ -74,6 +75,7 @@ where
         let (request, upgrade) = take_in(connection, request, says);
         // On the heap, because it is many times what the connection needs while it waits for the next request.
         let mut work = Box::pin(handler(request));
+        let mut soon = Soon::default();
         let response = poll_fn(|cx| {
             if let Poll::Ready(response) = work.as_mut().poll(cx) {
                 return Poll::Ready(Ok(response));
@@ -81,7 +83,12 @@ where
             if !finishing && finish.as_mut().poll(cx).is_ready() {
                 finishing = true;
             }
-            connection.borrow_mut().poll_left(cx).map(Err)
+            let mut now = connection.borrow_mut();
+            // To look whether the client has left costs something here, and most answers are there before that.
+            if !now.is_watched() && soon.poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            now.poll_left(cx).map(Err)
         })
         .await?;
         drop(work);

@@ -180,7 +180,7 @@ async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) 
     let silence = config.outbound.detect_delay.get();
     let looked: Look<Carries, ToApplication> = tokio::select! {
         biased;
-        looked = look(stream, silence, decide, dial) => looked?,
+        looked = look(stream, BytesMut::new(), silence, decide, dial) => looked?,
         () = place.given_up() => {
             let text = format!("{peer} was silent and its place among inbound.max_handshakes was needed");
             return Err(ConnectError::new(Reason::HandshakeTimeout, text));

@@ -10,7 +10,7 @@ use std::{
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 const BACKLOG: i32 = 4_096;
 
@@ -76,7 +76,7 @@ fn no_ipv6(e: &io::Error) -> bool {
 }
 
 /// Makes the closing of `stream` send a reset, so that the other side learns that the connection broke.
-pub fn reset_on_close(stream: &TcpStream) {
+pub fn reset_on_close(stream: &impl AsFd) {
     // Failing to set the option only turns the reset into an ordinary close.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
@@ -84,7 +84,7 @@ pub fn reset_on_close(stream: &TcpStream) {
 /// The destination that the client at `peer` dialled before the redirection (`SO_ORIGINAL_DST`), of either family.
 ///
 /// A connection that was not redirected answers with the listener's own address.
-pub fn original_destination(stream: &TcpStream, peer: SocketAddr) -> io::Result<SocketAddr> {
+pub fn original_destination(stream: &impl AsFd, peer: SocketAddr) -> io::Result<SocketAddr> {
     let v4 = peer.ip().to_canonical().is_ipv4();
     let answer = if v4 {
         getsockopt(stream, sockopt::OriginalDst)
@@ -98,9 +98,15 @@ pub fn original_destination(stream: &TcpStream, peer: SocketAddr) -> io::Result<
     match answer {
         Ok(address) => Ok(address),
         // No connection tracking entry: nobody redirected this connection.
-        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOPROTOOPT) => Ok(canonical(stream.local_addr()?)),
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOPROTOOPT) => Ok(canonical(local_address(stream)?)),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Where a connection was accepted.
+pub fn local_address(stream: &impl AsFd) -> io::Result<SocketAddr> {
+    let address = SockRef::from(stream).local_addr()?;
+    address.as_socket().ok_or_else(|| io::Error::other("a socket of no internet address"))
 }
 
 /// An IPv4-mapped IPv6 address as the IPv4 address that it is.
@@ -116,6 +122,8 @@ pub fn into_tokio(listener: std::net::TcpListener) -> io::Result<TcpListener> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     #[tokio::test]

@@ -31,12 +31,13 @@ pub struct Look<T, U> {
     pub upstream: Option<(U, BytesMut)>,
 }
 
-/// Reads from `stream` until `decide` knows.
+/// Reads from `stream`, of which `bytes` were read already, until `decide` knows.
 ///
 /// A client that is silent for `silence` may be waiting for the server: then `dial` is called, and whichever side
 /// speaks first decides. Bytes of the client are not sent on before the decision.
 pub async fn look<T, U, E, D, F>(
     stream: &mut TcpStream,
+    mut bytes: BytesMut,
     silence: Duration,
     mut decide: impl FnMut(&[u8]) -> Option<Option<T>>,
     dial: D,
@@ -47,7 +48,11 @@ where
     D: FnOnce() -> F,
     F: Future<Output = Result<U, E>>,
 {
-    let mut bytes = BytesMut::new();
+    if !bytes.is_empty()
+        && let Some(found) = decide(&bytes)
+    {
+        return Ok(Look { found, bytes, upstream: None });
+    }
     let mut said = BytesMut::new();
     let mut upstream: Option<U> = None;
     // The usual case, a client that speaks at once, costs neither a timer nor a dial.
@@ -152,9 +157,11 @@ mod tests {
         let (near, mut far) = duplex(64);
         far.write_all(b"220 ready").await.unwrap();
         let look: Look<Kind, DuplexStream> =
-            look::<_, _, io::Error, _, _>(&mut accepted, Duration::from_millis(5), decide, || async { Ok(near) })
-                .await
-                .unwrap();
+            look::<_, _, io::Error, _, _>(&mut accepted, BytesMut::new(), Duration::from_millis(5), decide, || async {
+                Ok(near)
+            })
+            .await
+            .unwrap();
         assert_eq!(look.found, None);
         assert_eq!(look.upstream.unwrap().1, &b"220 ready"[..]);
     }
@@ -170,10 +177,13 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let looking =
-            look::<_, DuplexStream, io::Error, _, _>(&mut accepted, Duration::from_millis(5), decide, || async {
-                Ok(near)
-            });
+        let looking = look::<_, DuplexStream, io::Error, _, _>(
+            &mut accepted,
+            BytesMut::new(),
+            Duration::from_millis(5),
+            decide,
+            || async { Ok(near) },
+        );
         let (look, ()) = tokio::join!(looking, speak);
         let look = look.unwrap();
         assert_eq!(look.found, Some(Kind::Http1));
@@ -187,11 +197,14 @@ mod tests {
     #[tokio::test]
     async fn a_dial_that_fails_ends_the_connection() {
         let (_client, mut accepted) = pair().await;
-        let looked =
-            look::<Kind, DuplexStream, io::Error, _, _>(&mut accepted, Duration::from_millis(5), decide, || async {
-                Err(io::ErrorKind::ConnectionRefused.into())
-            })
-            .await;
+        let looked = look::<Kind, DuplexStream, io::Error, _, _>(
+            &mut accepted,
+            BytesMut::new(),
+            Duration::from_millis(5),
+            decide,
+            || async { Err(io::ErrorKind::ConnectionRefused.into()) },
+        )
+        .await;
         assert_eq!(looked.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 }

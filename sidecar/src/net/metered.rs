@@ -80,6 +80,10 @@ impl<IO: Io> Io for Metered<IO> {
         let polled = self.io.poll_write_last(cx, bytes);
         self.count(polled)
     }
+
+    fn is_watched(&self) -> bool {
+        self.io.is_watched()
+    }
 }
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Metered<IO> {

@@ -1,5 +1,6 @@
 //! Sockets: listening, the original destination, what the first bytes say, copying bytes.
 
+pub mod accepted;
 pub mod ahead;
 pub mod connect;
 pub mod copy;
@@ -12,6 +13,7 @@ pub mod peeked;
 pub mod pipe;
 pub mod stream;
 
+pub use accepted::Accepted;
 pub use ahead::ReadAhead;
 pub use metered::Metered;
 pub use peeked::Peeked;
@@ -19,6 +21,7 @@ pub use stream::Upstream;
 
 use std::{
     io,
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -37,14 +40,23 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin {
     fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(self).poll_write(cx, bytes)
     }
+
+    /// Whether whoever polls it is told when there is something to read, see [`accepted`].
+    fn is_watched(&self) -> bool {
+        true
+    }
+}
+
+/// Sends bytes that leave together with the connection's end, or as soon as the kernel has no room for more.
+fn send_last(socket: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    SockRef::from(socket).send_with_flags(bytes, libc::MSG_MORE | libc::MSG_NOSIGNAL)
 }
 
 impl Io for TcpStream {
     fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_write_ready(cx))?;
-            let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
-            match self.try_io(Interest::WRITABLE, || SockRef::from(&*self).send_with_flags(bytes, flags)) {
+            match self.try_io(Interest::WRITABLE, || send_last(self, bytes)) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 written => return Poll::Ready(written),
             }

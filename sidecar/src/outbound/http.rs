@@ -13,7 +13,7 @@ use super::{
 use crate::{
     http::{Body, Error, Incoming, headers, reply, reply::is_grpc},
     http1, http2,
-    net::{Metered, Peeked, detect},
+    net::{Accepted, Metered, Peeked, detect},
     reason::Reason,
     telemetry::{Direction, Transport},
     worker::{Entered, Phase, Worker},
@@ -30,7 +30,7 @@ struct Client {
 }
 
 /// Serves HTTP/1.x.
-pub(super) async fn serve_http1(worker: Rc<Worker>, io: Peeked, destination: SocketAddr, _entered: Entered) {
+pub(super) async fn serve_http1(worker: Rc<Worker>, io: Accepted, destination: SocketAddr, _entered: Entered) {
     serve(worker, io, destination, async |client, io, finish| {
         http1::server::serve(io, |request| handle(Rc::clone(&client), request), finish).await
     })
@@ -45,9 +45,9 @@ pub(super) async fn serve_http2(worker: Rc<Worker>, io: Peeked, destination: Soc
     .await;
 }
 
-async fn serve<F>(worker: Rc<Worker>, io: Peeked, destination: SocketAddr, serving: F)
+async fn serve<IO, F>(worker: Rc<Worker>, io: IO, destination: SocketAddr, serving: F)
 where
-    F: AsyncFnOnce(Rc<Client>, Metered<Peeked>, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> Result<(), Error>,
+    F: AsyncFnOnce(Rc<Client>, Metered<IO>, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> Result<(), Error>,
 {
     let metrics = worker.metrics.connections(Direction::Outbound, Transport::Workload);
     let io = Metered::new(io, metrics.meter());

@@ -13,8 +13,9 @@ mod service;
 mod services;
 mod upgrade;
 
-use std::{io, net::SocketAddr, rc::Rc};
+use std::{io, net::SocketAddr, os::fd::AsFd, rc::Rc};
 
+use bytes::BytesMut;
 use tokio::{net::TcpStream, task::spawn_local};
 
 pub use endpoint::Endpoint;
@@ -25,7 +26,8 @@ use crate::{
     config::Unmatched,
     http::client::ConnectError,
     net::{
-        Peeked,
+        Accepted, Peeked,
+        accepted::read_now,
         detect::{self, HostHeader, Kind},
         listen,
         look::{Look, look},
@@ -42,26 +44,51 @@ enum Carries {
     Bytes(Rc<Service>),
 }
 
-/// Carries one connection of the workload to its end. `entered` is its place among those that are open.
-pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, entered: Entered) {
-    let destination = match begin(&worker, &stream, peer) {
+/// Begins to carry one connection of the workload. `entered` is its place among those that are open.
+pub fn begin(worker: Rc<Worker>, socket: std::net::TcpStream, peer: SocketAddr, entered: Entered) {
+    let destination = match destination_of(&worker, &socket, peer) {
         Ok(destination) => destination,
-        Err(refused) => return refuse(&worker, &stream, &refused),
+        Err(refused) => return refuse(&worker, &socket, &refused),
     };
+    let mut bytes = BytesMut::new();
+    read_now(&socket, &mut bytes);
+    // What most connections are: a request that has come by the time that they are accepted.
+    if !bytes.is_empty()
+        && let Some(named_by_address) = worker.services.known_by_address(&worker, destination)
+        && opaque_by_config(&named_by_address).is_none()
+        && let Some(Some(Carries::Http1)) = decide(&worker, destination, &named_by_address, &bytes)
+    {
+        let io = Accepted::unwatched(socket, bytes);
+        spawn_local(http::serve_http1(worker, io, destination, entered));
+        return;
+    }
+    match TcpStream::from_std(socket) {
+        Ok(stream) => {
+            spawn_local(serve(worker, stream, bytes, destination, entered));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a connection of the workload cannot be watched");
+            worker.metrics.error(Direction::Outbound, Reason::Overload.code());
+        }
+    }
+}
+
+/// Carries one connection, of which `bytes` were read already, to its end.
+async fn serve(worker: Rc<Worker>, mut stream: TcpStream, bytes: BytesMut, destination: SocketAddr, entered: Entered) {
     let named_by_address = match by_address(&worker, destination, Service::is_opaque).await {
         Ok(service) => service,
         Err(refused) => return refuse(&worker, &stream, &refused),
     };
     let silence = worker.config().outbound.detect_delay.get();
     let looked: Result<Look<Carries, _>, ConnectError> = if let Some(service) = opaque_by_config(&named_by_address) {
-        Ok(Look { found: Some(Carries::Bytes(service)), bytes: bytes::BytesMut::new(), upstream: None })
+        Ok(Look { found: Some(Carries::Bytes(service)), bytes, upstream: None })
     } else {
         let decide = |bytes: &[u8]| decide(&worker, destination, &named_by_address, bytes);
         let dial = async || {
             let service = by_address(&worker, destination, |_| true).await?;
             opaque::dial(&worker, service, destination).await
         };
-        look(&mut stream, silence, decide, dial).await
+        look(&mut stream, bytes, silence, decide, dial).await
     };
     let looked = match looked {
         Ok(looked) => looked,
@@ -70,7 +97,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, 
     match looked.found {
         // A task of its own: this one has room for what came before, and most of these are idle for long.
         Some(Carries::Http1) => {
-            spawn_local(http::serve_http1(worker, Peeked::new(stream, looked.bytes), destination, entered));
+            spawn_local(http::serve_http1(worker, Accepted::watched(stream, looked.bytes), destination, entered));
         }
         Some(Carries::Http2) => {
             Box::pin(http::serve_http2(worker, Peeked::new(stream, looked.bytes), destination)).await;
@@ -87,7 +114,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, 
     }
 }
 
-fn begin(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Result<SocketAddr, ConnectError> {
+/// Where the workload was going with a connection.
+fn destination_of(worker: &Worker, stream: &std::net::TcpStream, peer: SocketAddr) -> Result<SocketAddr, ConnectError> {
     let destination = listen::original_destination(stream, peer)?;
     let config = worker.config();
     let own = [config.outbound.port, config.inbound.port];
@@ -168,7 +196,7 @@ fn decide(
 }
 
 /// Ends a connection with a reset, and says why.
-fn refuse(worker: &Worker, stream: &TcpStream, refused: &ConnectError) {
+fn refuse(worker: &Worker, stream: &impl AsFd, refused: &ConnectError) {
     tracing::warn!(reason = refused.reason.code(), "outbound connection ended: {refused}");
     worker.metrics.error(Direction::Outbound, refused.reason.code());
     listen::reset_on_close(stream);

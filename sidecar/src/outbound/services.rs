@@ -116,6 +116,12 @@ impl Services {
         self.addresses.borrow().get(&address).and_then(Weak::upgrade)
     }
 
+    /// The same, where it is known already whether there is one.
+    pub fn known_by_address(&self, worker: &Rc<Worker>, address: SocketAddr) -> Option<Option<Rc<Service>>> {
+        let known = self.by_address(address);
+        (known.is_some() || self.unknown_at(worker, address.port()).is_empty()).then_some(known)
+    }
+
     /// The configured services that go through the mesh and of which discovery has never said where they are: who dials
     /// `port` may mean one of them.
     pub fn unknown_at(&self, worker: &Rc<Worker>, port: u16) -> Vec<Rc<Service>> {

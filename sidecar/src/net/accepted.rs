@@ -1,0 +1,206 @@
+//! Connections that the runtime watches only from the first time that somebody has to wait for them.
+//!
+//! To watch a connection and to end it costs four system calls' worth of work: two `epoll_ctl`, what the runtime keeps
+//! about it, and an event for whatever happens to it meanwhile. A client that has sent its request when it is accepted,
+//! and is answered soon and closed, needs none of that.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf as _, BytesMut};
+use rustix::net::{SocketFlags, acceptfrom_with};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+
+use super::{Io, send_last};
+
+/// Bytes of one read of a connection that is not watched.
+const PIECE: usize = 2_048;
+
+/// A listening socket.
+pub trait Accept {
+    /// What it accepts.
+    type Connection: AsFd;
+
+    /// The next connection, and who makes it.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Connection, SocketAddr)>>;
+}
+
+impl Accept for TcpListener {
+    type Connection = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.accept().await
+    }
+}
+
+/// A listening socket whose connections are not watched yet.
+///
+/// To the runtime every watched socket is the same, and of its types `TcpStream` is the one that lets a system call of
+/// ours wait for it.
+#[derive(Debug)]
+pub struct Listener(TcpStream);
+
+impl Listener {
+    /// Makes a bound socket, which does not block, one of this thread's runtime.
+    pub fn new(listener: std::net::TcpListener) -> io::Result<Self> {
+        TcpStream::from_std(OwnedFd::from(listener).into()).map(Self)
+    }
+}
+
+impl Accept for Listener {
+    type Connection = std::net::TcpStream;
+
+    async fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let accept = || Ok(acceptfrom_with(&self.0, flags)?);
+        let (socket, peer) = self.0.async_io(Interest::READABLE, accept).await?;
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let peer = peer.ok_or_else(|| io::Error::other("a connection of no internet address"))?;
+        Ok((socket.into(), peer))
+    }
+}
+
+/// Reads what there is, into `bytes`; nothing where there is nothing, or only an end or an error, which the next who reads
+/// is told again.
+pub fn read_now(mut socket: &std::net::TcpStream, bytes: &mut BytesMut) {
+    let mut buffer = [0; PIECE];
+    if let Ok(n) = socket.read(&mut buffer) {
+        bytes.extend_from_slice(buffer.get(..n).unwrap_or_default());
+    }
+}
+
+/// A connection that was accepted, and what was read of it already.
+#[derive(Debug)]
+pub struct Accepted {
+    prefix: BytesMut,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Unwatched(std::net::TcpStream),
+    Watched(TcpStream),
+    /// The runtime would not have it.
+    Lost,
+}
+
+impl Accepted {
+    /// A connection that nobody watches; `prefix` was read from it.
+    pub fn unwatched(socket: std::net::TcpStream, prefix: BytesMut) -> Self {
+        Self { prefix, socket: Socket::Unwatched(socket) }
+    }
+
+    /// One that the runtime watches already.
+    pub fn watched(socket: TcpStream, prefix: BytesMut) -> Self {
+        Self { prefix, socket: Socket::Watched(socket) }
+    }
+}
+
+impl Socket {
+    fn watch(&mut self) -> io::Result<()> {
+        if let Self::Unwatched(socket) = std::mem::replace(self, Self::Lost) {
+            *self = Self::Watched(TcpStream::from_std(socket)?);
+        }
+        Ok(())
+    }
+
+    /// Tries `now`, and has the connection watched where that would block.
+    fn try_now<T>(&mut self, now: impl FnOnce(&std::net::TcpStream) -> io::Result<T>) -> Option<io::Result<T>> {
+        let Self::Unwatched(socket) = self else { return None };
+        match now(socket) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.watch().err().map(Err),
+            done => Some(done),
+        }
+    }
+
+    fn watched(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        match self {
+            Self::Watched(socket) => Ok(Pin::new(socket)),
+            Self::Unwatched(_) | Self::Lost => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl Io for Accepted {
+    fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.socket.try_now(|socket| send_last(socket, bytes)) {
+            Some(done) => Poll::Ready(done),
+            None => self.socket.watched()?.poll_write_last(cx, bytes),
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        !matches!(self.socket, Socket::Unwatched(_))
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            let n = self.prefix.len().min(buf.remaining());
+            buf.put_slice(&self.prefix[..n]);
+            self.prefix.advance(n);
+            if self.prefix.is_empty() {
+                // Gives the memory back: a connection may live for days.
+                self.prefix = BytesMut::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let mut piece = [0; PIECE];
+        let room = PIECE.min(buf.remaining());
+        if let Some(read) = self.socket.try_now(|mut socket| socket.read(&mut piece[..room])) {
+            let n = read?;
+            buf.put_slice(&piece[..n]);
+            if n == PIECE {
+                // There is more to come, and the runtime reads it in larger pieces.
+                self.socket.watch()?;
+            }
+            return Poll::Ready(Ok(()));
+        }
+        self.socket.watched()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.socket.try_now(|mut socket| socket.write(buf)) {
+            Some(done) => Poll::Ready(done),
+            None => self.socket.watched()?.poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.socket.try_now(|mut socket| socket.write_vectored(bufs)) {
+            Some(done) => Poll::Ready(done),
+            None => self.socket.watched()?.poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A socket keeps nothing back.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.socket.try_now(|socket| socket.shutdown(Shutdown::Write)) {
+            Some(done) => Poll::Ready(done),
+            None => self.socket.watched()?.poll_shutdown(cx),
+        }
+    }
+}
