@@ -43,6 +43,10 @@ struct Options {
     /// Count the instructions of a request instead, and compare them with this file
     #[arg(long)]
     instructions: Option<String>,
+    /// Only carry each kind of traffic through our own pair once and let it end in good order, for an instrumented build
+    /// to write its profile
+    #[arg(long)]
+    train: bool,
     /// Write that file
     #[arg(long, requires = "instructions")]
     record: bool,
@@ -62,6 +66,9 @@ fn main() -> ExitCode {
             }
         };
     }
+    if options.train {
+        return outrigger_e2e::harness::run(train());
+    }
     let scenarios: Vec<_> = chosen(&options.scenarios, &Scenario::ALL, |s| s.key().to_owned());
     let systems: Vec<_> = chosen(&options.systems, &System::ALL, |s| s.key());
     match (scenarios, systems) {
@@ -75,6 +82,21 @@ fn main() -> ExitCode {
 
 fn chosen<T: Copy>(wanted: &[String], all: &[T], key: impl Fn(&T) -> String) -> Vec<T> {
     all.iter().copied().filter(|t| wanted.is_empty() || wanted.contains(&key(t))).collect()
+}
+
+async fn train() -> ExitCode {
+    let mesh = Mesh::alone();
+    let ca = Ca::init(&mesh);
+    let mut bed = Bed::make(&mesh, &ca, System::Outrigger).await;
+    bed.ends_in_order = true;
+    for scenario in Scenario::TRAINING {
+        println!("{}", scenario.title());
+        if let Err(why) = scenario.run(&bed, 3).await {
+            eprintln!("{why}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 async fn measure(options: Options, scenarios: Vec<Scenario>, systems: Vec<System>) -> ExitCode {

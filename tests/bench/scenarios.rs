@@ -50,6 +50,18 @@ impl Scenario {
         Self::ManyServices,
     ];
 
+    /// What a sidecar spends its time with.
+    pub(crate) const TRAINING: [Self; 8] = [
+        Self::Http1Saturated,
+        Self::Http1Paced,
+        Self::Http2,
+        Self::Grpc,
+        Self::NewConnections,
+        Self::LargeBodies,
+        Self::OpaqueMtls,
+        Self::OpaquePlain,
+    ];
+
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::Http1Saturated => "http1",
@@ -145,6 +157,9 @@ impl Scenario {
             Self::Start | Self::ManyEndpoints | Self::ManyServices => Err("not reached".to_owned()),
         };
         pair.assert_running();
+        if bed.ends_in_order {
+            pair.end().await;
+        }
         figures
     }
 }

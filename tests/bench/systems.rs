@@ -3,7 +3,7 @@
 
 use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
-use nix::{time::clock_getcpuclockid, unistd::Pid};
+use nix::{sys::signal::Signal, time::clock_getcpuclockid, unistd::Pid};
 use outrigger_e2e::harness::{
     Mesh, Pod, Process, Sidecar, eventually,
     pki::Ca,
@@ -96,6 +96,8 @@ pub(crate) struct Bed<'a> {
     pub(crate) client: Pod,
     pub(crate) server: Pod,
     pub(crate) system: System,
+    /// Whether our pair is told to stop after a scenario instead of being killed.
+    pub(crate) ends_in_order: bool,
     /// The application; ends with the bed.
     origins: Vec<Process>,
 }
@@ -140,7 +142,7 @@ impl<'a> Bed<'a> {
                 pod.redirect(&[]);
             }
         }
-        Self { mesh, client, server, system, origins: Vec::new() }
+        Self { mesh, client, server, system, ends_in_order: false, origins: Vec::new() }
     }
 
     /// Pods, certificates, the application and, but for `Direct`, the redirection.
@@ -369,6 +371,14 @@ impl Pair {
             line.trim().trim_end_matches(" kB").parse().ok()
         };
         self.pids().iter().filter_map(of).sum()
+    }
+
+    /// Tells both to stop, and waits until they have.
+    pub(crate) async fn end(mut self) {
+        for process in &mut self.0 {
+            process.signal(Signal::SIGTERM);
+            process.wait(Duration::from_secs(60)).await;
+        }
     }
 
     /// Panics where one of them has ended.

@@ -3,6 +3,7 @@
 
 mod breakers;
 mod ca;
+mod connections;
 mod drain;
 mod hostile;
 mod identity;

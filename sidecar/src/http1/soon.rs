@@ -83,7 +83,7 @@ mod tests {
     async fn each_waits_long_enough_and_not_much_longer_and_who_has_gone_is_not_woken() {
         let waits = async {
             let mut gone = Soon::default();
-            poll_fn(|cx| Poll::Ready(assert!(gone.poll(cx).is_pending()))).await;
+            assert!(poll_fn(|cx| Poll::Ready(gone.poll(cx))).await.is_pending());
             drop(gone);
             for pause in [0, 3, 7, 30, 100] {
                 sleep(Duration::from_millis(pause)).await;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    net::TcpStream,
     task::{LocalSet, spawn_local},
 };
 
@@ -15,7 +16,14 @@ use super::{
     client::{Client, Pool},
     server::serve,
 };
-use crate::http::{Body, Error, Incoming, SendError};
+use crate::{
+    http::{Body, Error, Incoming, SendError},
+    net::{
+        Accepted,
+        accepted::{Accept as _, Listener},
+        listen::bind_loopback,
+    },
+};
 
 /// Takes a body to its end.
 async fn collect(mut body: Incoming) -> Result<(Vec<u8>, Option<http::HeaderMap>), Error> {
@@ -280,6 +288,45 @@ async fn a_client_that_goes_away_ends_the_work_for_it() {
         assert!(!gone.get());
         drop(client);
         assert!(matches!(serving.await.unwrap(), Err(Error::Closed)));
+        assert!(gone.get());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_noticed_also_on_a_connection_that_nobody_watches() {
+    struct Gone(Rc<Cell<bool>>);
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            self.0.set(true);
+        }
+    }
+    local(async {
+        let listener = bind_loopback(0).unwrap().remove(0);
+        let address = listener.local_addr().unwrap();
+        let listener = Listener::new(listener).unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        let (begun, gone) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let handler = {
+            let (begun, gone) = (Rc::clone(&begun), Rc::clone(&gone));
+            move |_| {
+                begun.set(true);
+                let gone = Gone(Rc::clone(&gone));
+                async move {
+                    let _gone = gone;
+                    std::future::pending().await
+                }
+            }
+        };
+        let io = Accepted::unwatched(socket, bytes::BytesMut::from("GET / HTTP/1.1\r\nhost: h\r\n\r\n"));
+        let serving = spawn_local(serve(io, handler, std::future::pending()));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(begun.get() && !gone.get());
+        client.shutdown().await.unwrap();
+        drop(client);
+        let ended = tokio::time::timeout(Duration::from_secs(5), serving).await;
+        assert!(ended.unwrap().unwrap().is_err());
         assert!(gone.get());
     })
     .await;

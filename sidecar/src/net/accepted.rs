@@ -204,3 +204,87 @@ impl AsyncWrite for Accepted {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::net::listen::bind_loopback;
+
+    async fn pair() -> (TcpStream, std::net::TcpStream) {
+        let listener = bind_loopback(0).unwrap().remove(0);
+        let address = listener.local_addr().unwrap();
+        let listener = Listener::new(listener).unwrap();
+        let client = TcpStream::connect(address).await.unwrap();
+        let (accepted, peer) = listener.accept().await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        (client, accepted)
+    }
+
+    #[tokio::test]
+    async fn it_is_watched_once_somebody_has_to_wait_for_it_and_not_before() {
+        let (mut client, socket) = pair().await;
+        client.write_all(b"question").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let mut first = BytesMut::new();
+        read_now(&socket, &mut first);
+        assert_eq!(&first[..], b"question");
+        let mut accepted = Accepted::unwatched(socket, first);
+        let mut got = [0; 8];
+        accepted.read_exact(&mut got).await.unwrap();
+        accepted.write_all(b"answer").await.unwrap();
+        assert!(!accepted.is_watched());
+        let ask = async {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            client.write_all(b"again").await.unwrap();
+        };
+        let mut again = [0; 5];
+        let (read, ()) = tokio::join!(accepted.read_exact(&mut again), ask);
+        assert_eq!((read.unwrap(), &again), (5, b"again"));
+        assert!(accepted.is_watched());
+    }
+
+    #[tokio::test]
+    async fn every_byte_passes_both_ways_whoever_is_slower() {
+        let (client, socket) = pair().await;
+        let sent: Vec<u8> = (0..5_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let accepted = Accepted::unwatched(socket, BytesMut::new());
+        let (mut from, mut to) = tokio::io::split(accepted);
+        let (mut client_from, mut client_to) = client.into_split();
+        let echo = async {
+            tokio::io::copy(&mut from, &mut to).await.unwrap();
+            to.shutdown().await.unwrap();
+        };
+        let talk = async {
+            client_to.write_all(&sent).await.unwrap();
+            client_to.shutdown().await.unwrap();
+        };
+        let hear = async {
+            let mut got = Vec::new();
+            client_from.read_to_end(&mut got).await.unwrap();
+            got
+        };
+        let ((), (), got) = tokio::join!(echo, talk, hear);
+        assert!(got == sent, "the bytes are the same");
+    }
+
+    #[tokio::test]
+    async fn last_words_that_do_not_fit_at_once_arrive_whole() {
+        let (mut client, socket) = pair().await;
+        let sent = vec![b'x'; 20_000_000];
+        let mut accepted = Accepted::unwatched(socket, BytesMut::new());
+        let talk = async {
+            let mut left = &sent[..];
+            while !left.is_empty() {
+                let n = std::future::poll_fn(|cx| accepted.poll_write_last(cx, left)).await.unwrap();
+                left = &left[n..];
+            }
+            accepted.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        let ((), heard) = tokio::join!(talk, client.read_to_end(&mut got));
+        assert_eq!(heard.unwrap(), sent.len());
+    }
+}

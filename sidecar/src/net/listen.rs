@@ -143,6 +143,11 @@ mod tests {
                 assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
                 assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
                 assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
+                if host.is_loopback() && listener.local_addr().unwrap().ip().is_loopback() {
+                    let pacing = getsockopt(&accepted, sockopt::TcpCongestion).unwrap();
+                    assert!(pacing.to_string_lossy().starts_with("reno"), "{pacing:?}");
+                    assert!(!socket.tcp_quickack().unwrap());
+                }
                 assert_eq!(original_destination(&accepted, peer).unwrap(), SocketAddr::new(host, port));
             }
         }
