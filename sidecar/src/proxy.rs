@@ -216,8 +216,8 @@ fn start_workers(listeners: Vec<Listeners>, shared: &Shared) -> Result<Vec<Arc<A
     Ok(busy)
 }
 
-/// A worker that panics takes the process with it: the kernel would go on giving its sockets connections that nobody
-/// accepts. A panic in one connection's task does not come here.
+/// A worker that panics takes the process with it, and so does who accepts for it: the kernel would go on giving its
+/// sockets connections that nobody takes. A panic in one connection's task does not come here.
 struct DownTogether;
 
 impl Drop for DownTogether {
@@ -242,7 +242,10 @@ fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listene
         }
         let open = worker.inbound.open.clone();
         let inbound = listen::into_tokio(listeners.inbound)?;
-        let begin = |worker, stream, peer, entered| drop(spawn_local(inbound::serve(worker, stream, peer, entered)));
+        let begin = |worker, stream, peer, entered| {
+            spawn_local(inbound::serve(worker, stream, peer, entered));
+            true
+        };
         accept(Rc::clone(&worker), inbound, Direction::Inbound, open, Phase::Finishing, begin).await;
         worker.reached(Phase::Closing).await;
         tokio::time::sleep(CLOSING).await;
@@ -257,8 +260,9 @@ async fn accept<L: Accept>(
     direction: Direction,
     open: Open,
     until: Phase,
-    begin: impl Fn(Rc<Worker>, L::Connection, SocketAddr, Entered),
+    begin: impl Fn(Rc<Worker>, L::Connection, SocketAddr, Entered) -> bool,
 ) {
+    let _down_together = DownTogether;
     let take = |accepted: io::Result<(L::Connection, SocketAddr)>| match accepted {
         Ok((stream, peer)) => {
             let Some(entered) = open.enter() else {
@@ -266,8 +270,7 @@ async fn accept<L: Accept>(
                 listen::reset_on_close(&stream);
                 return true;
             };
-            begin(Rc::clone(&worker), stream, peer, entered);
-            true
+            begin(Rc::clone(&worker), stream, peer, entered)
         }
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection");

@@ -35,7 +35,7 @@ done
 [[ $EUID == 0 ]] || { echo "the benchmark makes network namespaces and needs root" >&2; exit 1; }
 
 missing=()
-for pair in ip:iproute2 nft:nftables haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk h2load:nghttp2-client python3:python3-venv cc:gcc make:make; do
+for pair in ip:iproute2 nft:nftables haproxy:haproxy nginx:nginx-light iperf3:iperf3 wrk:wrk h2load:nghttp2-client sysctl:procps python3:python3-venv cc:gcc make:make; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 [[ -e /usr/lib/nginx/modules/ngx_stream_module.so ]] || missing+=(libnginx-mod-stream)

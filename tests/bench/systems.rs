@@ -134,6 +134,11 @@ impl<'a> Bed<'a> {
     fn pods(mesh: &'a Mesh, ca: &Ca, system: System) -> Self {
         let client = mesh.pod(&format!("{}-client", system.key()));
         let server = mesh.pod(&format!("{}-server", system.key()));
+        for pod in [&client, &server] {
+            // Linux's default, whatever this host's is: BBR has each segment of everybody wait for a timer.
+            let set = pod.output(0, "sysctl", &["-q", "-w", "net.ipv4.tcp_congestion_control=cubic"]);
+            assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+        }
         for (pod, names) in [(&client, &[][..]), (&server, &[ORDERS][..])] {
             let identity = ca.issue(pod, names, "24h");
             let read = |name: &str| fs::read_to_string(identity.join(name)).unwrap();

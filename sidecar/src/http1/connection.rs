@@ -429,7 +429,10 @@ impl Connection {
     /// Tells the other side that nothing more comes.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Some(io) => std::pin::Pin::new(&mut **io).poll_shutdown(cx),
+            Some(io) => {
+                io.read_over();
+                std::pin::Pin::new(&mut **io).poll_shutdown(cx)
+            }
             None => Poll::Ready(Ok(())),
         }
     }

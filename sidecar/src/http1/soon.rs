@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{task::spawn_local, time::sleep};
 
-/// At least so long, and at most twice that.
+/// At least so long, and at most about twice that.
 const SOON: Duration = Duration::from_millis(10);
 
 thread_local! {
@@ -54,11 +54,20 @@ impl Drop for Soon {
     }
 }
 
+/// Also when the runtime ends: another one of this thread would wait for it in vain.
+struct Ticks;
+
+impl Drop for Ticks {
+    fn drop(&mut self) {
+        TICKS.set(false);
+    }
+}
+
 async fn tick() {
+    let _ticks = Ticks;
     loop {
         let now = NEXT.take();
         if now.is_empty() {
-            TICKS.set(false);
             return;
         }
         sleep(SOON).await;

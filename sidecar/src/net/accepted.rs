@@ -19,7 +19,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{Io, send_last};
+use super::{Io, listen::acknowledge, send_last};
 
 /// Bytes of one read of a connection that is not watched.
 const PIECE: usize = 2_048;
@@ -68,13 +68,19 @@ impl Accept for Listener {
     }
 }
 
-/// Reads what there is, into `bytes`; nothing where there is nothing, or only an end or an error, which the next who reads
-/// is told again.
-pub fn read_now(mut socket: &std::net::TcpStream, bytes: &mut BytesMut) {
+/// Reads what there is, into `bytes`; nothing where there is nothing yet, or only an end, which the next who reads is told
+/// again.
+///
+/// # Errors
+/// Where the connection broke. The kernel says so once.
+pub fn read_now(mut socket: &std::net::TcpStream, bytes: &mut BytesMut) -> io::Result<()> {
     let mut buffer = [0; PIECE];
-    if let Ok(n) = socket.read(&mut buffer) {
-        bytes.extend_from_slice(buffer.get(..n).unwrap_or_default());
+    match socket.read(&mut buffer) {
+        Ok(n) => bytes.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+        Err(e) => return Err(e),
     }
+    Ok(())
 }
 
 /// A connection that was accepted, and what was read of it already.
@@ -140,6 +146,13 @@ impl Io for Accepted {
     fn is_watched(&self) -> bool {
         !matches!(self.socket, Socket::Unwatched(_))
     }
+
+    fn read_over(&mut self) {
+        if let Socket::Unwatched(socket) = &mut self.socket {
+            // Whatever comes of it, the connection is closed next.
+            let _ = socket.read(&mut [0; PIECE]);
+        }
+    }
 }
 
 impl AsyncRead for Accepted {
@@ -156,7 +169,14 @@ impl AsyncRead for Accepted {
         }
         let mut piece = [0; PIECE];
         let room = PIECE.min(buf.remaining());
-        if let Some(read) = self.socket.try_now(|mut socket| socket.read(&mut piece[..room])) {
+        let read = |mut socket: &std::net::TcpStream| {
+            let read = socket.read(&mut piece[..room]);
+            if read.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+                acknowledge(socket);
+            }
+            read
+        };
+        if let Some(read) = self.socket.try_now(read) {
             let n = read?;
             buf.put_slice(&piece[..n]);
             if n == PIECE {
@@ -229,7 +249,7 @@ mod tests {
         client.write_all(b"question").await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         let mut first = BytesMut::new();
-        read_now(&socket, &mut first);
+        read_now(&socket, &mut first).unwrap();
         assert_eq!(&first[..], b"question");
         let mut accepted = Accepted::unwatched(socket, first);
         let mut got = [0; 8];
@@ -244,6 +264,30 @@ mod tests {
         let (read, ()) = tokio::join!(accepted.read_exact(&mut again), ask);
         assert_eq!((read.unwrap(), &again), (5, b"again"));
         assert!(accepted.is_watched());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_in_pieces_does_not_wait_for_an_acknowledgement() {
+        let (mut client, socket) = pair().await;
+        client.set_nodelay(false).unwrap();
+        // As long as the first piece is not acknowledged, the second stays where it is.
+        client.write_all(b"head").await.unwrap();
+        client.write_all(b"body").await.unwrap();
+        let mut accepted = Accepted::unwatched(socket, BytesMut::new());
+        let began = std::time::Instant::now();
+        accepted.read_exact(&mut [0; 8]).await.unwrap();
+        // A delayed acknowledgement comes after 40 ms (Linux: TCP_DELACK_MIN).
+        assert!(began.elapsed() < std::time::Duration::from_millis(30), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_broke_is_told_and_not_taken_for_one_that_ended() {
+        let (client, socket) = pair().await;
+        crate::net::listen::reset_on_close(&client);
+        drop(client);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let broke = read_now(&socket, &mut BytesMut::new()).unwrap_err();
+        assert_eq!(broke.kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]

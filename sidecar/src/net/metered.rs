@@ -84,6 +84,10 @@ impl<IO: Io> Io for Metered<IO> {
     fn is_watched(&self) -> bool {
         self.io.is_watched()
     }
+
+    fn read_over(&mut self) {
+        self.io.read_over();
+    }
 }
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Metered<IO> {

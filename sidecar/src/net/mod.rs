@@ -45,6 +45,9 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin {
     fn is_watched(&self) -> bool {
         true
     }
+
+    /// Takes what has come of a connection that is not watched and is closed next: unread bytes would make its end a reset.
+    fn read_over(&mut self) {}
 }
 
 /// Sends bytes that leave together with the connection's end, or as soon as the kernel has no room for more.

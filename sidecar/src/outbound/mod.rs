@@ -29,7 +29,7 @@ use crate::{
         Accepted, Peeked,
         accepted::read_now,
         detect::{self, HostHeader, Kind},
-        listen,
+        listen::{self, acknowledge},
         look::{Look, look},
     },
     reason::Reason,
@@ -44,31 +44,40 @@ enum Carries {
     Bytes(Rc<Service>),
 }
 
-/// Begins to carry one connection of the workload. `entered` is its place among those that are open.
-pub fn begin(worker: Rc<Worker>, socket: std::net::TcpStream, peer: SocketAddr, entered: Entered) {
-    let destination = match destination_of(&worker, &socket, peer) {
-        Ok(destination) => destination,
-        Err(refused) => return refuse(&worker, &socket, &refused),
-    };
+/// Begins to carry one connection of the workload. `entered` is its place among those that are open. False where the
+/// system has no room for more.
+pub fn begin(worker: Rc<Worker>, socket: std::net::TcpStream, peer: SocketAddr, entered: Entered) -> bool {
     let mut bytes = BytesMut::new();
-    read_now(&socket, &mut bytes);
-    // What most connections are: a request that has come by the time that they are accepted.
-    if !bytes.is_empty()
+    let begun = destination_of(&worker, &socket, peer)
+        .and_then(|destination| Ok(read_now(&socket, &mut bytes).map(|()| destination)?));
+    let destination = match begun {
+        Ok(destination) => destination,
+        Err(refused) => {
+            refuse(&worker, &socket, &refused);
+            return true;
+        }
+    };
+    // What most connections are: a request that has come by the time that they are accepted. All else is looked at in a
+    // task of its own.
+    if bytes.first().is_some_and(u8::is_ascii_uppercase)
         && let Some(named_by_address) = worker.services.known_by_address(&worker, destination)
         && opaque_by_config(&named_by_address).is_none()
         && let Some(Some(Carries::Http1)) = decide(&worker, destination, &named_by_address, &bytes)
     {
         let io = Accepted::unwatched(socket, bytes);
         spawn_local(http::serve_http1(worker, io, destination, entered));
-        return;
+        return true;
     }
+    acknowledge(&socket);
     match TcpStream::from_std(socket) {
         Ok(stream) => {
             spawn_local(serve(worker, stream, bytes, destination, entered));
+            true
         }
         Err(error) => {
             tracing::warn!(%error, "a connection of the workload cannot be watched");
             worker.metrics.error(Direction::Outbound, Reason::Overload.code());
+            false
         }
     }
 }
