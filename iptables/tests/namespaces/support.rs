@@ -215,11 +215,13 @@ impl Tools {
         Self { backend: "nft", folder: TempDir::new().unwrap() }
     }
 
-    /// `iptables-restore` and its companions are those of this multi-call binary, whatever the machine's alternative.
-    pub(crate) fn iptables(multi: &str) -> Self {
+    /// `iptables-nft` or `iptables-legacy`; the plain `iptables` and its companions are of it, whatever the machine's
+    /// alternative.
+    pub(crate) fn iptables(backend: &'static str) -> Self {
+        let multi = if backend == "iptables-nft" { "xtables-nft-multi" } else { "xtables-legacy-multi" };
         let multi = Path::new("/usr/sbin").join(multi);
         assert!(multi.exists(), "{} is missing: apt-get install iptables; nothing was tested", multi.display());
-        let tools = Self { backend: "iptables", folder: TempDir::new().unwrap() };
+        let tools = Self { backend, folder: TempDir::new().unwrap() };
         for name in
             ["iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"]
         {

@@ -1,0 +1,8 @@
+//! The redirection as the kernel carries it out: real rules, real connections, both families, every backend.
+//!
+//! Runs as root; fails, and says so, when it is not.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod old;
+mod support;
