@@ -16,4 +16,5 @@ mod retries;
 mod smoke;
 mod streams;
 mod timeouts;
+mod tproxy;
 mod trust;

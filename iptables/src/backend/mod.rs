@@ -104,15 +104,15 @@ impl FromStr for Choice {
 /// A backend whose tools are there.
 pub(crate) enum Backend {
     Nft(Nft),
-    Iptables(Iptables),
+    Iptables(Box<Iptables>),
 }
 
 impl Backend {
     fn find(kind: Kind, wait: Duration) -> Option<Self> {
         match kind {
             Kind::Nft => Nft::find().map(Backend::Nft),
-            Kind::IptablesNft => Iptables::find(Variant::Nft, wait).map(Backend::Iptables),
-            Kind::IptablesLegacy => Iptables::find(Variant::Legacy, wait).map(Backend::Iptables),
+            Kind::IptablesNft => Iptables::find(Variant::Nft, wait).map(Box::new).map(Backend::Iptables),
+            Kind::IptablesLegacy => Iptables::find(Variant::Legacy, wait).map(Box::new).map(Backend::Iptables),
         }
     }
 
