@@ -23,7 +23,8 @@
 //!
 //! TPROXY (`mode`): a connection that is taken bears a bit in connection tracking. Its later segments go to the same
 //! listener, so that one whose handshake was kept in a SYN cookie finds it; without the bit, connections that were open
-//! before would be cut. Where no transparent socket listens the packet is discarded: nft's own `tproxy` would let it go
+//! before would be cut. A user's own DNAT, which comes after, must not translate it: its socket bears the address that was
+//! dialled. Where no transparent socket listens the packet is discarded: nft's own `tproxy` would let it go
 //! on to the application. The sidecar's leg bears the client's address, so its answers would leave for the network: the
 //! leg's connection bears another bit, and packets that answer it are marked and routed to `lo` ([`FWMARK`]).
 //!
@@ -195,6 +196,9 @@ impl Plan {
                 ];
                 self.chain(ChainName::Transparent, rules);
                 self.hook(Point::FilterPrerouting, vec![Match::Protocol(Tcp)], ChainName::Transparent);
+                self.chain(ChainName::Untranslated, vec![rule("untranslated", vec![], Verdict::KeepDestination)]);
+                let taken = vec![Match::Opening, Match::ConnectionBit(INTERCEPTED)];
+                self.hook(Point::NatPrerouting, taken, ChainName::Untranslated);
                 self.leg(options);
             }
         }

@@ -183,6 +183,7 @@ impl Plan {
                     Step::On => continue,
                     other => return other,
                 },
+                Verdict::KeepDestination => return Step::Left,
                 Verdict::Zone(zone) => {
                     outcome.zone = zone;
                     return Step::Left;

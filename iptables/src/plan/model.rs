@@ -59,6 +59,8 @@ pub enum ChainName {
     PeersFrom,
     /// The ports of the workload that are handed to transparent sockets.
     Intercept,
+    /// Keeps connections that are intercepted from the NAT of others.
+    Untranslated,
     /// The ports of the workload that are redirected.
     Inbound,
     /// Has the application's answers to transparent connections come back to the sidecar.
@@ -156,6 +158,8 @@ pub enum Verdict {
     Redirect(Protocol, u16),
     /// To the transparent socket on this port; where there is none, discarded silently.
     Tproxy(u16),
+    /// It goes where it is going, whatever NAT rules of others say. Nothing more at this place.
+    KeepDestination,
     /// Through another chain, then on with the next rule.
     Jump(ChainName),
     /// Its connection is tracked in this zone, apart from those of others. Nothing more at this place.
@@ -209,6 +213,7 @@ impl ChainName {
             ChainName::Peers => "peers",
             ChainName::PeersFrom => "peers_from",
             ChainName::Intercept => "intercept",
+            ChainName::Untranslated => "untranslated",
             ChainName::Inbound => "inbound",
             ChainName::Leg => "leg",
             ChainName::Outbound => "outbound",

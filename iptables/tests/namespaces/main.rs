@@ -4,5 +4,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod old;
+mod dns;
+mod draining;
+mod environment;
+mod failures;
+mod half_close;
+mod killed;
+mod lifecycle;
+mod matrix;
+mod stray;
 mod support;
+mod verify;

@@ -43,6 +43,7 @@ enum Match {
 
 enum Target {
     Return,
+    Accept,
     Drop,
     Redirect(u16),
     Tproxy(u16),
@@ -129,6 +130,7 @@ fn rule(words: &[&str]) -> Rule {
             "-j" => {
                 target = Some(match value() {
                     "RETURN" => Target::Return,
+                    "ACCEPT" => Target::Accept,
                     "DROP" => Target::Drop,
                     "REDIRECT" => {
                         assert_eq!(value(), "--to-ports");
@@ -224,6 +226,8 @@ impl Tables {
             }
             match &rule.target {
                 Target::Return => return None,
+                // Only in nat, which is the last table.
+                Target::Accept => return Some(Decision::Direct),
                 Target::Drop => return Some(Decision::Dropped),
                 Target::Redirect(port) => return Some(Decision::Redirected(*port)),
                 Target::Tproxy(port) => return Some(Decision::Transparent(*port)),

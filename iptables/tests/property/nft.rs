@@ -46,6 +46,7 @@ enum Statement {
     Timeout,
     CtMark(u32),
     Mark(u32),
+    SameDestination,
 }
 
 enum Step {
@@ -162,6 +163,7 @@ fn rule(line: &str) -> Rule {
                 matches.push(Match::Interface(Way::Leaving, rest.next().unwrap().trim_matches('"').to_owned()))
             }
             "return" => statement = Some(Statement::Return),
+            "dnat" if eat("ip to ip daddr") || eat("ip6 to ip6 daddr") => statement = Some(Statement::SameDestination),
             "drop" => statement = Some(Statement::Drop),
             "jump" => statement = Some(Statement::Jump(rest.next().unwrap().to_owned())),
             "redirect" | "tproxy" => {
@@ -236,6 +238,7 @@ impl Ruleset {
                     fate.zone = *zone;
                     return Step::Accepted;
                 }
+                Statement::SameDestination => return Step::Accepted,
                 Statement::Timeout => fate.timeout = true,
                 Statement::CtMark(bits) => fate.connection_mark |= bits,
                 Statement::Mark(bits) => fate.mark |= bits,

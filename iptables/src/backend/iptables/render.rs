@@ -121,6 +121,8 @@ fn verdict(verdict: Verdict, family: Family) -> String {
         Verdict::Redirect(_, port) => format!("-j REDIRECT --to-ports {port}"),
         // Where no socket listens, this target drops (net/netfilter/xt_TPROXY.c).
         Verdict::Tproxy(port) => format!("-j TPROXY --on-port {port}"),
+        // Ours come first in the table, and there is no other.
+        Verdict::KeepDestination => "-j ACCEPT".to_owned(),
         Verdict::Jump(to) => format!("-j {}", name(to)),
         // A packet keeps what the first CT target has given it.
         Verdict::Zone(zone) => format!("-j CT --zone {zone}"),

@@ -162,6 +162,11 @@ fn verdicts(verdict: Verdict, families: &[Family]) -> Vec<String> {
             .map(|family| format!("{} meta l4proto tcp tproxy {} to :{port} accept", nfproto(*family), ip(*family)))
             .chain(["drop".to_owned()])
             .collect(),
+        // `accept` would leave the packet to the next chain of NAT; a translation to what it is already settles it.
+        Verdict::KeepDestination => families
+            .iter()
+            .map(|family| format!("{} dnat {ip} to {ip} daddr", nfproto(*family), ip = ip(*family)))
+            .collect(),
         Verdict::Jump(to) => vec![format!("jump {}", to.name())],
         Verdict::Zone(zone) => vec![format!("ct zone set {zone} accept")],
         Verdict::Timeout => families
