@@ -8,7 +8,6 @@ use crate::{
     Error,
     backend::{self, Choice, Held, Kind, iptables},
     ground::Ground,
-    netns,
     plan::Family,
     verify,
 };
@@ -68,12 +67,11 @@ impl Status {
     }
 }
 
-/// What of ours is in the current network namespace. It is no proof that it works: that is [`crate::verify()`]'s.
+/// What of ours is in the current network namespace. Waits for nobody: beside another run it may see that half done. It is no proof that it works: that is [`crate::verify()`]'s.
 ///
 /// # Errors
 /// When no tool is there that could look, or none of them may.
 pub fn status(choice: Choice, wait: Duration) -> Result<Status, Error> {
-    let _lock = netns::lock(wait)?;
     let (mut backends, mut notices, mut first_error, mut looked) = (Vec::new(), Vec::new(), None, false);
     let (mut draining, mut cut_off) = (false, false);
     for backend in backend::present(choice, wait)? {

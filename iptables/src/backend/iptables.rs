@@ -113,12 +113,8 @@ impl Iptables {
         for index in 0..before.len() {
             let Some((programs, current)) = before.get(index) else { break };
             let mut wanted = render::tables(plan, programs.family);
-            let outcome = self.leftovers(programs).mark(current, &mut wanted).and_then(|()| {
-                if wanted == Tables::default() {
-                    return self.converge(programs, &wanted, notices).map(|_| ());
-                }
-                self.restore(programs, &current.way_to(&wanted), notices)
-            });
+            let outcome = self.leftovers(programs).mark(current, &mut wanted);
+            let outcome = outcome.and_then(|()| self.lead(programs, current, &wanted, notices));
             if let Err(error) = outcome {
                 let error = self.undo(error, before.get(..=index).unwrap_or_default(), notices);
                 return Err(policies.put_back(error));
@@ -188,20 +184,32 @@ impl Iptables {
         if current.holds_same(target) {
             return Ok(false);
         }
-        // The notes of what can be deleted after this go last, for we may be killed before it.
+        self.lead(programs, &current, target, notices)?;
+        Ok(true)
+    }
+
+    /// Leads the tables of a family from one state to another, and deletes what nobody needs after that.
+    fn lead(
+        &self,
+        programs: &Programs,
+        current: &Tables,
+        target: &Tables,
+        notices: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        // The notes of what can be deleted go last, for we may be killed before it.
         let leftovers = self.leftovers(programs);
         let mut first = target.clone();
-        leftovers.keep_notes(&current, &mut first);
+        leftovers.keep_notes(current, &mut first);
         if !current.holds_same(&first) {
             self.restore(programs, &current.way_to(&first), notices)?;
         }
-        if let Err(error) = leftovers.sweep(&current, target) {
+        if let Err(error) = leftovers.sweep(current, target) {
             // An nft that is here and does not work. What it would have deleted is empty and harms nobody.
             let left = self.read(programs)?;
             self.restore(programs, &left.way_to(target), notices)?;
             notices.push(format!("empty chains that iptables-nft made for us could not be deleted: {error}"));
         }
-        Ok(true)
+        Ok(())
     }
 
     fn leftovers(&self, programs: &Programs) -> Leftovers {
@@ -240,7 +248,10 @@ impl Iptables {
         if !ended.success {
             return Err(ended.refusal(programs.save.name().to_owned(), "", REMEDY));
         }
-        Ok(Tables::parse(&ended.stdout))
+        let mut tables = Tables::parse(&ended.stdout);
+        // What is put back must be what was there, and 1.8.9 prints the name of a policy cut short.
+        tables.name_policies(render::timeout_name(programs.family));
+        Ok(tables)
     }
 
     fn restore(&self, programs: &Programs, script: &str, notices: &mut Vec<String>) -> Result<(), Error> {

@@ -21,8 +21,6 @@ use crate::{
     plan::{ChainName, DNS_PORT, Decision, Family, Packet, Plan, Protocol, Way},
 };
 
-/// How long a connection may take that crosses no network.
-const PATIENCE: Duration = Duration::from_millis(300);
 /// A packet that leaves the host does so at once.
 const ESCAPE: Duration = Duration::from_millis(60);
 /// Ports where few listen, tried in this order.
@@ -197,7 +195,7 @@ fn inbound(
     let expected = plan.decide(&Packet { interface: place.interface.clone(), ..arriving(from, to) }, Way::Arriving);
     let (answer, last) = outside.call(from, to)?;
     let wanted = if options.mode == Mode::Redirect { options.inbound_port } else { port };
-    let landed = landed(from, answer == Answer::Open)?;
+    let landed = landed(outside, from, answer == Answer::Open)?;
     if answer == Answer::Open {
         outside.abort(last)?;
     }
@@ -268,7 +266,7 @@ fn tcp_lands(
     let expected =
         plan.decide(&Packet { interface: place.interface.clone(), ..leaving(from, to, place.uid) }, Way::Leaving);
     let connected = is_connected(&socket, outside, to)?;
-    let landed = landed(from, connected)?;
+    let landed = landed(outside, from, connected)?;
     let what = SocketAddr::from(to);
     Ok(match landed.filter(|_| connected) {
         Some(local) if local.1 == wanted => Check::passed(name, format!("a call to {what} came to port {wanted}")),
@@ -297,7 +295,7 @@ fn proxy(options: &Options, plan: &Plan, place: &Place, outside: &mut Outside, b
     socket.bind(&SocketAddr::new(place.own, 0).into())?;
     begin(&socket, to)?;
     let what = SocketAddr::from(to);
-    if outside.has_seen(to, PATIENCE)? {
+    if outside.has_seen(to, outside.patience())? {
         return Ok(Check::passed(name, format!("a call to {what} left this host")));
     }
     let mut packet = leaving((place.own, 1), to, options.proxy.uid.unwrap_or(place.uid));
@@ -331,7 +329,7 @@ fn dns(plan: &Plan, place: &Place, port: u16, outside: &mut Outside, blame: Blam
     let by = plan.decide(&packet, Way::Leaving).by;
     let mut buffer = [0; 512];
     if let Some(server) = &stand_in {
-        server.set_read_timeout(Some(PATIENCE))?;
+        server.set_read_timeout(Some(outside.patience()))?;
         match server.recv_from(&mut buffer) {
             Ok((length, from)) => _ = server.send_to(buffer.get(..length).unwrap_or_default(), from)?,
             Err(_) => {
@@ -343,7 +341,7 @@ fn dns(plan: &Plan, place: &Place, port: u16, outside: &mut Outside, blame: Blam
         let detail = format!("a question over UDP to {} left this host", place.far);
         return Ok(Check::failed(name, detail, blame(by, place.family)));
     }
-    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_read_timeout(Some(outside.patience()))?;
     match client.recv_from(&mut buffer) {
         Ok((_, from)) if from == SocketAddr::from(to) => {}
         Ok((_, from)) => {
@@ -362,8 +360,8 @@ fn dns(plan: &Plan, place: &Place, port: u16, outside: &mut Outside, blame: Blam
 }
 
 /// The local end of the socket whose other end this is; where it must be there, a moment is allowed for it.
-fn landed(remote: (IpAddr, u16), must: bool) -> io::Result<Option<(IpAddr, u16)>> {
-    let deadline = Instant::now() + PATIENCE;
+fn landed(outside: &Outside, remote: (IpAddr, u16), must: bool) -> io::Result<Option<(IpAddr, u16)>> {
+    let deadline = Instant::now() + outside.patience();
     loop {
         let found = sockets::all()?.into_iter().find(|open| open.remote == remote && !open.listens());
         match found {
@@ -392,7 +390,7 @@ fn begin(socket: &Socket, to: (IpAddr, u16)) -> io::Result<()> {
 
 /// Waits until the connection is open, or has been seen to leave the host, or has failed.
 fn is_connected(socket: &Socket, outside: &mut Outside, to: (IpAddr, u16)) -> io::Result<bool> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + outside.patience();
     loop {
         if socket.peer_addr().is_ok() {
             return Ok(true);

@@ -202,7 +202,8 @@ fn compare(wanted: &Held, held: &Held, checks: &mut Vec<Check>) -> Vec<String> {
 }
 
 fn in_words(rule: &backend::HeldRule) -> String {
-    format!("{}: {}", rule.chain, rule.words)
+    // Those of iptables name their chain themselves.
+    if rule.family.is_some() { rule.words.clone() } else { format!("{}: {}", rule.chain, rule.words) }
 }
 
 /// The rule that is to blame when a packet has not met what the plan decides for it.

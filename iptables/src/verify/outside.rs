@@ -21,12 +21,18 @@ use crate::{
 pub(super) const OUTER: &str = "outrigger-out";
 const HARDWARE: [[u8; 6]; 2] = [[0x02, 0x4f, 0x52, 0, 0, 1], [0x02, 0x4f, 0x52, 0, 0, 2]];
 
-/// How long an answer may take that crosses no network.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// How long all answers together may be waited for. They cross no network and take microseconds; what fails must be told
+/// within two seconds all the same, on a busy machine too.
+const ALL_PATIENCE: Duration = Duration::from_millis(1_600);
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_millis(600);
+/// How long one may take when the others have used up the time.
+const LEAST_PATIENCE: Duration = Duration::from_millis(40);
 
 /// The pair, removed when it is dropped.
 pub(super) struct Outside {
     frames: Frames,
+    start: Instant,
     sequence: u32,
 }
 
@@ -69,7 +75,12 @@ impl Outside {
             routing::add_probe(*each, index)?;
         }
         let frames = Frames::of(nix::net::if_::if_nametoindex(OUTER)?)?;
-        Ok(Self { frames, sequence: std::process::id().wrapping_mul(0x9e37_79b9) })
+        Ok(Self { frames, start: Instant::now(), sequence: std::process::id().wrapping_mul(0x9e37_79b9) })
+    }
+
+    /// How long the next answer may be waited for.
+    pub(super) fn patience(&self) -> Duration {
+        ALL_PATIENCE.saturating_sub(self.start.elapsed()).clamp(LEAST_PATIENCE, PATIENCE)
     }
 
     /// Opens a connection from outside and leaves it open; [`Self::abort`] ends it.
@@ -77,7 +88,7 @@ impl Outside {
         let mut segment = Segment { from, to, tcp: true, flags: SYN, sequence: self.sequence, acknowledgement: 0 };
         self.send(&segment)?;
         let answered = |seen: &Segment| seen.tcp && (seen.from, seen.to) == (to, from) && seen.flags & (SYN | RST) != 0;
-        let Some(answer) = self.wait_for(answered, PATIENCE)? else { return Ok((Answer::Silence, segment)) };
+        let Some(answer) = self.wait_for(answered, self.patience())? else { return Ok((Answer::Silence, segment)) };
         if answer.flags & RST != 0 {
             return Ok((Answer::Reset, segment));
         }

@@ -85,6 +85,13 @@ fn journeys(tools: &Tools, mode: &str) {
     for address in ["10.77.1.1", "fd77:1::1", "192.0.2.1", "2001:db8::1"] {
         answer(peer, ROOT, address, 53, "upstream");
     }
+    for to in ["10.77.1.1", "fd77:1::1"] {
+        // An interface that has just come up misses the first of its neighbours' solicitations.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while ask_udp(pod, APP, to, 0) != "upstream" {
+            assert!(std::time::Instant::now() < deadline, "{to} does not answer at all");
+        }
+    }
     tools.must(
         pod,
         &format!(

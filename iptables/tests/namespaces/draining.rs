@@ -37,13 +37,17 @@ fn drain(tools: &Tools, mode: &str) {
             let words = tools.must(pod, "remove --drain 20s");
             (words, Instant::now())
         });
-        // Until the first new connection goes its own way.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while peer.dial(ROOT, None, "10.77.1.2", 8080).landed != "direct 8080 from 10.77.1.1" {
-            assert!(Instant::now() < deadline, "{} {mode}: a new connection still meets the sidecar", tools.backend);
-        }
-        assert_eq!(pod.dial(APP, None, "10.77.1.1", 80).landed, "direct 80 from 10.77.1.2");
-        assert_eq!(pod.dial(APP, None, "fd77:1::1", 80).landed, "direct 80 from fd77:1::2");
+        // The families and tables follow each other.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut until = |what: &dyn Fn() -> String, wanted: &str| {
+            while what() != wanted {
+                assert!(Instant::now() < deadline, "{} {mode}: {} instead of {wanted}", tools.backend, what());
+            }
+        };
+        until(&|| peer.dial(ROOT, None, "10.77.1.2", 8080).landed, "direct 8080 from 10.77.1.1");
+        until(&|| peer.dial(ROOT, None, "fd77:1::2", 8080).landed, "direct 8080 from fd77:1::1");
+        until(&|| pod.dial(APP, None, "10.77.1.1", 80).landed, "direct 80 from 10.77.1.2");
+        until(&|| pod.dial(APP, None, "fd77:1::1", 80).landed, "direct 80 from fd77:1::2");
         let status = tools.outrigger(pod, "status");
         assert_eq!(status.status.code(), Some(9), "{}", said(&status));
         assert!(said(&status).contains("draining"), "{}", said(&status));

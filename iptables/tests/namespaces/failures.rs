@@ -108,7 +108,7 @@ fn a_bad_last_rule_changes_nothing() {
         let bad = Tools { backend: tools.backend, folder: Tools::iptables_folder(&tools) };
         // What reads the last script: nft's only one, or that of IPv6.
         let (name, real, spoil) = match tools.backend {
-            "nft" => ("nft", "/usr/sbin/nft", "sed 's/^}$/\tchain last { ct state new jump nowhere; }\n}/'"),
+            "nft" => ("nft", "/usr/sbin/nft", r"sed 's/^}$/\tchain last { ct state new jump nowhere; }\n}/'"),
             "iptables-nft" => ("ip6tables-restore", "/usr/sbin/xtables-nft-multi ip6tables-restore", SPOIL),
             _ => ("ip6tables-restore", "/usr/sbin/xtables-legacy-multi ip6tables-restore", SPOIL),
         };
@@ -144,8 +144,10 @@ fn without_tools_it_says_what_to_install_and_remove_has_nothing_to_do() {
             std::process::Command::new("unshare")
                 .args(["-m", "sh", "-ec"])
                 .arg(format!(
-                    "for folder in /usr/sbin /sbin /usr/local/sbin; do mount -t tmpfs none $folder 2>/dev/null || true; done
-                     for tool in {}/*; do [ -e \"$tool\" ] && cp \"$tool\" /usr/local/sbin/ || true; done
+                    "mount -t tmpfs none /usr/local/sbin
+                     for tool in {}/*; do [ ! -e \"$tool\" ] || cp -L \"$tool\" /usr/local/sbin/; done
+                     mount -t tmpfs none /usr/sbin
+                     [ -h /sbin ] || mount -t tmpfs none /sbin
                      PATH=/usr/local/sbin exec {} {command}",
                     path.display(),
                     env!("CARGO_BIN_EXE_outrigger-iptables")

@@ -357,13 +357,28 @@ pub(crate) fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+/// A listing of nft with the chains of each table in the order of their names: that in which they were made has no
+/// meaning, and depends on what was there before.
+fn in_order(listing: &str) -> String {
+    let mut text = String::new();
+    for table in listing.split_inclusive("\n}\n") {
+        let (head, body) = table.split_once('\n').unwrap_or((table, ""));
+        let body = body.strip_suffix("}\n").unwrap_or(body).trim_end();
+        let mut blocks: Vec<&str> = body.split("\n\n").collect();
+        blocks.sort_unstable();
+        text.push_str(&format!("{head}\n{}\n}}\n", blocks.join("\n\n")));
+    }
+    text
+}
+
 /// Everything that `install` may touch, but for packet counters and the time of day.
 pub(crate) fn state(namespace: &Namespace) -> String {
     // Time-out policies have no other tool here than ours.
     let ours = Tools::nft().outrigger(namespace, "status");
     let policies: Vec<String> = said(&ours).lines().filter(|line| line.contains("policy")).map(str::to_owned).collect();
-    let raw = namespace
-        .sh("nft list ruleset 2>&1; iptables-legacy-save; ip6tables-legacy-save; ip -o addr; ip rule; ip -6 rule
+    let ruleset = in_order(&namespace.sh("nft list ruleset 2>&1"));
+    let raw = ruleset
+        + &namespace.sh("iptables-legacy-save; ip6tables-legacy-save; ip -o addr; ip rule; ip -6 rule
          ip route show table all; ip -6 route show table all");
     let without_counters = |line: &str| {
         let words: Vec<&str> = line.split(' ').collect();

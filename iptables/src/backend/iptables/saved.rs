@@ -45,6 +45,15 @@ impl Tables {
         ours(self) == ours(other)
     }
 
+    /// Writes this name after every `--timeout` of our rules.
+    pub(super) fn name_policies(&mut self, name: &str) {
+        for rule in self.0.values_mut().flat_map(|table| &mut table.rules) {
+            if let Some((before, _)) = rule.split_once(" --timeout ") {
+                *rule = format!("{before} --timeout {name}");
+            }
+        }
+    }
+
     /// Every rule of ours with its table in front of it.
     pub(super) fn rules(&self) -> Vec<String> {
         let of = |name: &String, table: &Table| -> Vec<String> {
