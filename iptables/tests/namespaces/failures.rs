@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::support::{APP, Namespace, PROXY, Tools, said, state};
+use crate::support::{APP, Namespace, PROXY, Tools, assert_same, said, state};
 
 #[test]
 fn a_refusal_for_ipv6_undoes_ipv4_and_names_the_rule() {
@@ -125,7 +125,7 @@ fn a_bad_last_rule_changes_nothing() {
             let output = bad.outrigger(&pod, &command);
             assert_eq!(output.status.code(), Some(5), "{}: {}", tools.backend, said(&output));
             assert!(said(&output).contains("the rules are as they were"), "{}", said(&output));
-            assert_eq!(state(&pod), before, "{} after {earlier:?}", tools.backend);
+            assert_same(&state(&pod), &before, &format!("{} after {earlier:?}", tools.backend));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Namespace, ROOT, Tools, state};
+use crate::support::{Namespace, ROOT, Tools, assert_same, state};
 
 const MOMENTS: u32 = 50;
 
@@ -48,7 +48,7 @@ fn killed_at_random(tools: &Tools, user: &str) {
         let start = Instant::now();
         tools.must(pod, "remove");
         complete.push(("remove", start.elapsed(), nothing.clone()));
-        assert_eq!(state(pod), nothing, "before anything was killed");
+        assert_same(&state(pod), &nothing, "before anything was killed");
     }
     for moment in 0..MOMENTS {
         let (command, takes, _) = &complete[random.usize(..complete.len())];
@@ -58,14 +58,14 @@ fn killed_at_random(tools: &Tools, user: &str) {
         if random.bool() {
             let (install, _, wanted) = &complete[2 * random.usize(..2)];
             tools.must(pod, install);
-            assert_eq!(state(pod), *wanted, "{}: {install} did not repair it", context());
+            assert_same(&state(pod), wanted, &format!("{}: {install} did not repair it", context()));
             // Half of them are left for the next to be killed on.
             if random.bool() {
                 continue;
             }
         }
         tools.must(pod, "remove");
-        assert_eq!(state(pod), nothing, "{}: remove did not repair it", context());
+        assert_same(&state(pod), &nothing, &format!("{}: remove did not repair it", context()));
     }
 }
 

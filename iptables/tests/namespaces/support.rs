@@ -357,18 +357,20 @@ pub(crate) fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A listing of nft with the chains of each table in the order of their names: that in which they were made has no
-/// meaning, and depends on what was there before.
+/// A listing of nft with the tables, and the chains of each, in the order of their names: that in which they were made has
+/// no meaning, and depends on what was there before.
 fn in_order(listing: &str) -> String {
-    let mut text = String::new();
-    for table in listing.split_inclusive("\n}\n") {
+    let listing: String = listing.split_inclusive('\n').filter(|line| !line.starts_with('#')).collect();
+    let sorted = |table: &str| {
         let (head, body) = table.split_once('\n').unwrap_or((table, ""));
         let body = body.strip_suffix("}\n").unwrap_or(body).trim_end();
         let mut blocks: Vec<&str> = body.split("\n\n").collect();
         blocks.sort_unstable();
-        text.push_str(&format!("{head}\n{}\n}}\n", blocks.join("\n\n")));
-    }
-    text
+        format!("{head}\n{}\n}}\n", blocks.join("\n\n"))
+    };
+    let mut tables: Vec<String> = listing.split_inclusive("\n}\n").map(sorted).collect();
+    tables.sort_unstable();
+    tables.concat()
 }
 
 /// Everything that `install` may touch, but for packet counters and the time of day.
@@ -401,4 +403,26 @@ pub(crate) fn state(namespace: &Namespace) -> String {
     };
     let lines = raw.lines().filter(|line| !line.starts_with('#')).map(without_counters);
     lines.chain(policies).collect::<Vec<_>>().join("\n")
+}
+
+/// Fails with the lines that differ.
+#[track_caller]
+pub(crate) fn assert_same(now: &str, wanted: &str, context: &str) {
+    let extra = |these: &str, those: &str| {
+        let mut those: Vec<&str> = those.lines().collect();
+        let mut extra = Vec::new();
+        for line in these.lines() {
+            match those.iter().position(|other| *other == line) {
+                Some(index) => drop(those.swap_remove(index)),
+                None => extra.push(line),
+            }
+        }
+        extra.join("\n")
+    };
+    assert!(
+        now == wanted,
+        "{context}\n--- there, and should not be:\n{}\n--- not there, and should be:\n{}\n--- all:\n{now}",
+        extra(now, wanted),
+        extra(wanted, now)
+    );
 }

@@ -99,7 +99,8 @@ fn a_rule_of_somebody_else_that_decides_first_is_found_out_by_connections() {
     ] {
         let pod = Namespace::new();
         tools.must(&pod, "install");
-        assert_eq!(tools.outrigger(&pod, "verify").status.code(), Some(0), "before {what}");
+        let output = tools.outrigger(&pod, "verify");
+        assert_eq!(output.status.code(), Some(0), "before {what}: {}", said(&output));
         pod.sh(&script);
         let output = tools.outrigger(&pod, "verify");
         let words = said(&output);

@@ -31,14 +31,22 @@ impl Leftovers {
     pub(super) fn mark(&self, current: &Tables, wanted: &mut Tables) -> Result<(), Error> {
         for (name, table) in &mut wanted.0 {
             let old = current.0.get(name);
-            let notes = old.into_iter().flat_map(|table| &table.chains).filter(|chain| note(chain).is_some());
-            table.chains.extend(notes.cloned());
+            let mut bases: Vec<String> =
+                table.jumps.iter().filter_map(|jump| jump.split(' ').next().map(str::to_owned)).collect();
+            bases.sort_unstable();
+            bases.dedup();
+            // A base chain that only an earlier set needed is not kept.
+            let still = |chain: &&String| {
+                note(chain).is_some_and(|note| {
+                    note == MADE_TABLE
+                        || note.strip_prefix(MADE).is_some_and(|base| bases.iter().any(|each| each == base))
+                })
+            };
+            table.chains.extend(old.into_iter().flat_map(|table| &table.chains).filter(still).cloned());
             let Some(nft) = &self.nft else { continue };
             if old.is_none() {
                 table.chains.push(format!("{PREFIX}{MADE_TABLE}"));
             }
-            let bases: Vec<String> =
-                table.jumps.iter().filter_map(|jump| jump.split(' ').next().map(str::to_owned)).collect();
             for base in bases {
                 let note = format!("{PREFIX}{MADE}{base}");
                 if !table.chains.contains(&note) && nft.list_lines(&["chain", self.family, name, &base])?.is_none() {
