@@ -39,7 +39,7 @@ fn drain(tools: &Tools, mode: &str) {
         });
         // The families and tables follow each other.
         let deadline = Instant::now() + Duration::from_secs(10);
-        let mut until = |what: &dyn Fn() -> String, wanted: &str| {
+        let until = |what: &dyn Fn() -> String, wanted: &str| {
             while what() != wanted {
                 assert!(Instant::now() < deadline, "{} {mode}: {} instead of {wanted}", tools.backend, what());
             }
