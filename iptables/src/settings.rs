@@ -4,9 +4,11 @@
 //! YAML (so JSON too) with the flags' names without `--`. Lists are YAML lists or words with commas. An empty variable
 //! is as good as none; a name that means nothing is an error in both.
 
+mod words;
+
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -15,8 +17,8 @@ use std::{
 use clap::Args;
 use ipnet::IpNet;
 use serde::{
-    Deserialize, Deserializer,
-    de::{self, SeqAccess, Visitor, value::MapDeserializer},
+    Deserialize,
+    de::{self, value::MapDeserializer},
 };
 
 use crate::{
@@ -25,6 +27,8 @@ use crate::{
     options::{Ipv6, Mode, Proxy, SelfCall},
     values::{Interface, Mark, PortRange, UidRange, parse_cidr, parse_duration},
 };
+
+use words::{list, one};
 
 /// What every variable's name begins with.
 const PREFIX: &str = "OUTRIGGER_IPTABLES_";
@@ -309,95 +313,6 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, InvalidOption> {
         parse_duration(text).map(Self)
-    }
-}
-
-/// A value that has a form in text, and in YAML perhaps that of a number or a truth value.
-fn one<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr,
-    T::Err: fmt::Display,
-{
-    match Words::deserialize(deserializer)? {
-        Words(words) if words.is_empty() => Ok(None),
-        Words(words) => parsed(&words.join(",")).map(Some),
-    }
-}
-
-/// Several of them.
-fn list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr,
-    T::Err: fmt::Display,
-{
-    let Words(words) = Words::deserialize(deserializer)?;
-    let parts = words.iter().flat_map(|word| word.split(',')).map(str::trim).filter(|part| !part.is_empty());
-    parts.map(parsed).collect::<Result<_, _>>().map(Some)
-}
-
-fn parsed<T, E>(text: &str) -> Result<T, E>
-where
-    T: FromStr,
-    T::Err: fmt::Display,
-    E: de::Error,
-{
-    text.trim().parse().map_err(|error: T::Err| E::custom(format!("{text:?}: {error}")))
-}
-
-/// Scalars as they were written.
-struct Words(Vec<String>);
-
-impl<'de> Deserialize<'de> for Words {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Scalars;
-
-        impl<'de> Visitor<'de> for Scalars {
-            type Value = Words;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a word, a number or a list of them")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Words, E> {
-                Ok(Words(vec![text.to_owned()]))
-            }
-
-            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Words, E> {
-                self.visit_str(if value { "true" } else { "false" })
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Words, E> {
-                self.visit_str(&number.to_string())
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Words, E> {
-                self.visit_str(&number.to_string())
-            }
-
-            fn visit_unit<E: de::Error>(self) -> Result<Words, E> {
-                Ok(Words(Vec::new()))
-            }
-
-            fn visit_none<E: de::Error>(self) -> Result<Words, E> {
-                self.visit_unit()
-            }
-
-            fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Words, D::Error> {
-                Words::deserialize(deserializer)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Words, A::Error> {
-                let mut all = Vec::new();
-                while let Some(Words(words)) = sequence.next_element()? {
-                    all.extend(words);
-                }
-                Ok(Words(all))
-            }
-        }
-
-        deserializer.deserialize_any(Scalars)
     }
 }
 

@@ -2,50 +2,30 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
-use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
-use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use super::{
     Check,
-    outside::{Answer, Outside, inner_names},
+    outside::{Answer, Outside},
+    place::{Place, arriving, leaving, place},
+    roles::{Disguise, StandIn, listener, loopback},
     sockets,
 };
 use crate::{
     Error, Options,
     netlink::{address, refused},
     options::Mode,
-    plan::{ChainName, DNS_PORT, Decision, Family, Packet, Plan, Protocol, Way},
+    plan::{ChainName, DNS_PORT, Family, Packet, Plan, Protocol, Way},
 };
 
 /// A packet that leaves the host does so at once.
 const ESCAPE: Duration = Duration::from_millis(60);
-/// Ports where few listen, tried in this order.
-const PORTS: [u16; 6] = [4, 7009, 8998, 29_995, 80, 8080];
-/// Users that the application may be, for where we ourselves are left alone.
-const USERS: [u32; 4] = [1000, 12_345, 65_533, 0];
-
 /// Tells which rule is to blame.
 type Blame<'a> = &'a dyn Fn(Option<(ChainName, usize)>, Family) -> Option<String>;
-
-/// What one family's connections need to know.
-struct Place {
-    family: Family,
-    interface: String,
-    /// This host's address at the pair.
-    own: IpAddr,
-    /// Somebody outside.
-    far: IpAddr,
-    /// A port of the workload whose connections are the sidecar's, and on which nobody listens.
-    inbound: Option<u16>,
-    /// A port of others whose connections are the sidecar's.
-    outbound: Option<u16>,
-    /// As whom.
-    uid: u32,
-}
 
 /// Makes the connections of every family.
 pub(super) fn check(options: &Options, plan: &Plan, blame: Blame<'_>, checks: &mut Vec<Check>) -> Result<(), Error> {
@@ -76,108 +56,6 @@ pub(super) fn check(options: &Options, plan: &Plan, blame: Blame<'_>, checks: &m
         }
     }
     Ok(())
-}
-
-/// Addresses and ports that these options redirect; else why there are none.
-fn place(options: &Options, plan: &Plan, family: Family) -> io::Result<Result<Place, String>> {
-    let here: Vec<IpAddr> = address::all()?.into_iter().map(|(address, _)| address).collect();
-    let listening: Vec<u16> = sockets::all()?.iter().filter(|open| open.listens()).map(|open| open.local.1).collect();
-    let inner = inner_names(&options.include_interfaces);
-    let included = options.include_inbound_cidrs.iter().chain(&options.include_outbound_cidrs);
-    let mut addresses: Vec<IpAddr> = match family {
-        // TEST-NET-1 to 3 (RFC 5737), and the network for benchmarks (RFC 2544).
-        Family::V4 => [[192, 0, 2, 5], [198, 51, 100, 5], [203, 0, 113, 5], [198, 18, 0, 5]].map(IpAddr::from).to_vec(),
-        // Documentation (RFC 3849, RFC 9637), and a unique local network (RFC 4193).
-        Family::V6 => {
-            ["2001:db8:6f72::5", "3fff:6f72::5", "fd6f:7574:7269::5"].iter().filter_map(|a| a.parse().ok()).collect()
-        }
-    };
-    addresses
-        .extend(included.filter(|net| family.has(net)).filter_map(|net| net.hosts().nth(3).or(net.hosts().next())));
-    addresses.retain(|address| !here.contains(address));
-    let ours = geteuid().as_raw();
-    let uids: Vec<u32> = [ours].into_iter().chain(USERS).collect();
-    let ports: Vec<u16> = PORTS
-        .into_iter()
-        .chain(options.include_inbound_ports.iter().chain(&options.include_outbound_ports).map(|range| range.first()))
-        .chain([options.outbound_port])
-        .collect();
-    let own = match family {
-        Family::V4 => IpAddr::from([192, 0, 2, 4]),
-        Family::V6 => "2001:db8:6f72::4".parse().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-    };
-    if here.contains(&own) {
-        return Ok(Err(format!("the address {own} is in use here, which verify would borrow")));
-    }
-    for interface in inner {
-        let arriving =
-            |far: IpAddr, port: u16| Packet { interface: interface.clone(), ..arriving((far, 40_000), (own, port)) };
-        let leaving = |far: IpAddr, port: u16, uid: u32| Packet {
-            interface: interface.clone(),
-            ..leaving((own, 40_000), (far, port), uid)
-        };
-        for far in &addresses {
-            let inbound = ports.iter().copied().find(|port| {
-                !listening.contains(port)
-                    && plan.decide(&arriving(*far, *port), Way::Arriving).decision != Decision::Direct
-            });
-            let outbound = ports.iter().copied().find_map(|port| {
-                let uid = uids.iter().copied().find(|uid| {
-                    plan.decide(&leaving(*far, port, *uid), Way::Leaving).decision
-                        == Decision::Redirected(options.outbound_port)
-                })?;
-                Some((port, uid))
-            });
-            // An address that serves both ways; the inclusions of one way need not hold those of the other.
-            let enough = if options.include_inbound_cidrs.is_empty() == options.include_outbound_cidrs.is_empty() {
-                inbound.is_some() && outbound.is_some()
-            } else {
-                inbound.is_some() || outbound.is_some()
-            };
-            if enough {
-                let (outbound, uid) = outbound.map_or((None, ours), |(port, uid)| (Some(port), uid));
-                return Ok(Ok(Place { family, interface, own, far: *far, inbound, outbound, uid }));
-            }
-        }
-    }
-    let named = |nets: &[ipnet::IpNet]| nets.is_empty() || nets.iter().any(|net| family.has(net));
-    Ok(Err(if !named(&options.include_inbound_cidrs) || !named(&options.include_outbound_cidrs) {
-        "the networks that are included are of the other family".to_owned()
-    } else if options.include_interfaces.is_empty() {
-        "no address was found that these options redirect".to_owned()
-    } else {
-        "--include-interfaces names only interfaces that verify cannot stand in for".to_owned()
-    }))
-}
-
-fn arriving(from: (IpAddr, u16), to: (IpAddr, u16)) -> Packet {
-    Packet {
-        protocol: Protocol::Tcp,
-        from: from.0,
-        from_port: from.1,
-        to: to.0,
-        to_port: to.1,
-        opening: true,
-        invalid: false,
-        reply: false,
-        connection_mark: 0,
-        mark: 0,
-        uid: None,
-        gid: None,
-        interface: String::new(),
-        from_this_host: false,
-        to_this_host: true,
-    }
-}
-
-fn leaving(from: (IpAddr, u16), to: (IpAddr, u16), uid: u32) -> Packet {
-    Packet {
-        uid: Some(uid),
-        gid: Some(getegid().as_raw()),
-        from_this_host: true,
-        to_this_host: false,
-        ..arriving(from, to)
-    }
 }
 
 fn inbound(
@@ -401,101 +279,5 @@ fn is_connected(socket: &Socket, outside: &mut Outside, to: (IpAddr, u16)) -> io
         if outside.has_seen(to, Duration::from_millis(1))? {
             return Ok(false);
         }
-    }
-}
-
-fn loopback(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::LOCALHOST.into(),
-        Family::V6 => Ipv6Addr::LOCALHOST.into(),
-    }
-}
-
-/// Listeners on the ports of the sidecar on which nobody listens yet.
-struct StandIn {
-    _listeners: Vec<Socket>,
-}
-
-impl StandIn {
-    fn listen(options: &Options) -> io::Result<Self> {
-        let transparent = options.mode == Mode::Tproxy;
-        let mut listeners = Vec::new();
-        let inbound = listener(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), options.inbound_port), transparent);
-        match inbound {
-            Ok(None) | Err(_) => {
-                listeners.extend(listener(
-                    SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), options.inbound_port),
-                    transparent,
-                )?);
-            }
-            Ok(listener) => listeners.extend(listener),
-        }
-        for family in options.families() {
-            let address = SocketAddr::new(loopback(*family), options.outbound_port);
-            match listener(address, false) {
-                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
-                other => listeners.extend(other?),
-            }
-        }
-        Ok(Self { _listeners: listeners })
-    }
-}
-
-/// `None` when somebody listens there.
-fn listener(address: SocketAddr, transparent: bool) -> io::Result<Option<Socket>> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(SocketProtocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
-    if transparent {
-        // One of IPv6 is that for both (linux/net/ipv6/ipv6_sockglue.c: both set the same bit).
-        socket.set_ip_transparent_v4(true)?;
-    }
-    match socket.bind(&address.into()).and_then(|()| socket.listen(16)) {
-        Ok(()) => Ok(Some(socket)),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whose sockets this thread makes, for as long as it lives.
-struct Disguise {
-    uid: Uid,
-    gid: Gid,
-}
-
-impl Disguise {
-    fn put_on(uid: Option<u32>, gid: Option<u32>) -> Option<Self> {
-        let disguise = Self { uid: geteuid(), gid: getegid() };
-        // Both calls give back what was before, and so does one that cannot succeed: only asking again tells.
-        if let Some(gid) = gid {
-            setfsgid(Gid::from_raw(gid));
-            if setfsgid(Gid::from_raw(u32::MAX)).as_raw() != gid {
-                return None;
-            }
-        }
-        if let Some(uid) = uid {
-            setfsuid(Uid::from_raw(uid));
-            if setfsuid(Uid::from_raw(u32::MAX)).as_raw() != uid {
-                return None;
-            }
-        }
-        Some(disguise)
-    }
-
-    fn as_uid(uid: u32) -> Option<Self> {
-        Self::put_on(Some(uid), None)
-    }
-
-    fn as_proxy(options: &Options) -> Option<Self> {
-        Self::put_on(options.proxy.uid, if options.proxy.uid.is_none() { options.proxy.gid } else { None })
-    }
-}
-
-impl Drop for Disguise {
-    fn drop(&mut self) {
-        setfsuid(self.uid);
-        setfsgid(self.gid);
     }
 }

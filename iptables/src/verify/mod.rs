@@ -11,6 +11,8 @@
 mod connections;
 mod outside;
 mod packet;
+mod place;
+mod roles;
 mod segment;
 mod sockets;
 
