@@ -32,7 +32,7 @@ pub fn remove(choice: Choice, wait: Duration, drain: Option<Duration>) -> Result
         return Ok(Report { command: "remove", backends: Vec::new(), why, notices });
     }
     let _lock = netns::lock(wait)?;
-    remove_now(&backend::present(choice, wait)?, notices)
+    remove_now(&backend::present(choice, wait)?, wait, notices)
 }
 
 /// Lets new connections go their own way, and waits until the open ones have ended or the time is up. `false` when there
@@ -71,7 +71,7 @@ fn let_drain(choice: Choice, wait: Duration, limit: Duration, notices: &mut Vec<
     Ok(!backend::present(choice, wait)?.iter().any(decides))
 }
 
-fn remove_now(found: &[Backend], mut notices: Vec<String>) -> Result<Report, Error> {
+fn remove_now(found: &[Backend], wait: Duration, mut notices: Vec<String>) -> Result<Report, Error> {
     let mut backends = Vec::new();
     let (mut first_error, mut left) = (None, false);
     // A tool that fails must not keep the rules of another in place.
@@ -85,6 +85,7 @@ fn remove_now(found: &[Backend], mut notices: Vec<String>) -> Result<Report, Err
             }
         }
     }
+    notices.extend(backend::legacy_out_of_reach(wait));
     // Each is known as ours by itself, whatever became of the rules.
     let mut others = Ground::remove()?;
     others |= iptables::remove_policies()?;

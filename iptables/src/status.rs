@@ -95,6 +95,7 @@ pub fn status(choice: Choice, wait: Duration) -> Result<Status, Error> {
     if let (false, Some(error)) = (looked, first_error) {
         return Err(error);
     }
+    notices.extend(backend::legacy_out_of_reach(wait));
     let mut traces = Ground::traces()?;
     traces.extend(iptables::policies()?);
     traces.extend(verify::traces());

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     Error, InvalidOption,
-    netlink::nf_tables,
+    netlink::{nf_tables, refused},
     plan::{ChainName, Family, Plan},
 };
 use iptables::{Iptables, Variant};
@@ -177,7 +177,7 @@ impl Backend {
     /// Removes the rules that an earlier run has put in with another tool. A tool that cannot even read (iptables-nft
     /// gives up on tables that hold rules of native nft) is a notice: it cannot be the one that wrote them.
     pub(crate) fn remove_elsewhere(&self, wait: Duration, notices: &mut Vec<String>) -> Result<(), Error> {
-        for kind in holders().into_iter().filter(|kind| *kind != self.kind()) {
+        for kind in holders()?.into_iter().filter(|kind| *kind != self.kind()) {
             let Some(other) = Backend::find(kind, wait) else {
                 if kind != Kind::IptablesLegacy {
                     notices.push(format!("{kind} may hold an earlier set of ours, but {}", kind.missing()));
@@ -269,29 +269,38 @@ impl Held {
 
 /// Which backends may hold rules of ours. Of those that speak to nf_tables the kernel itself tells; of the legacy ones it
 /// tells whether there are tables at all, and so looking changes nothing.
-fn holders() -> Vec<Kind> {
+fn holders() -> Result<Vec<Kind>, Error> {
     let legacy = Family::ALL.into_iter().any(iptables::has_legacy_tables);
-    let may_hold = |kind: &Kind, sets: Option<nf_tables::Sets>| match (kind, sets) {
-        (Kind::IptablesLegacy, _) => legacy,
-        (Kind::Nft, Some(sets)) => sets.native,
-        (Kind::IptablesNft, Some(sets)) => sets.iptables,
-        (_, None) => false,
+    let look = "run as root or with the capability NET_ADMIN";
+    let sets = nf_tables::sets(iptables::PREFIX).map_err(refused("list the chains of nf_tables", look))?;
+    let sets = sets.unwrap_or_default();
+    let may_hold = |kind: &Kind| match kind {
+        Kind::Nft => sets.native,
+        Kind::IptablesNft => sets.iptables,
+        Kind::IptablesLegacy => legacy,
     };
-    match nf_tables::sets(iptables::PREFIX) {
-        Ok(sets) => Kind::ALL.into_iter().filter(|kind| may_hold(kind, sets)).collect(),
-        // Whoever may not ask learns from the tools what is missing.
-        Err(_) => Kind::ALL.into_iter().filter(|kind| *kind != Kind::IptablesLegacy || legacy).collect(),
-    }
+    Ok(Kind::ALL.into_iter().filter(may_hold).collect())
+}
+
+/// A word about legacy tables in which nobody can look: they may be somebody else's alone, and nothing but their own tool
+/// can tell.
+pub(crate) fn legacy_out_of_reach(wait: Duration) -> Option<String> {
+    let legacy = Family::ALL.into_iter().any(iptables::has_legacy_tables);
+    (legacy && Backend::find(Kind::IptablesLegacy, wait).is_none()).then(|| {
+        format!(
+            "legacy tables are in use here, but {}: whether rules of ours are in them is not known",
+            Variant::Legacy.missing()
+        )
+    })
 }
 
 /// The backends that may hold rules of ours, of those that are asked for.
 pub(crate) fn present(choice: Choice, wait: Duration) -> Result<Vec<Backend>, Error> {
     let asked = |kind: &Kind| choice == Choice::Auto || choice == Choice::Fixed(*kind);
     let (mut found, mut missing) = (Vec::new(), Vec::new());
-    for kind in holders().into_iter().filter(asked) {
+    for kind in holders()?.into_iter().filter(asked) {
         match Backend::find(kind, wait) {
             Some(backend) => found.push(backend),
-            // Legacy tables may well be somebody else's alone; nothing but their own tool can tell.
             None if kind == Kind::IptablesLegacy && choice == Choice::Auto => {}
             None => missing.push(format!("rules of ours may be in {kind}, but {}", kind.missing())),
         }

@@ -70,6 +70,8 @@ fn another_namespace_is_entered_and_this_one_left_alone() {
     let (here, there, tools) = (Namespace::new(), Namespace::new(), Tools::nft());
     let before = (state(&here), state(&there));
     tools.must(&here, &format!("install --netns {}", there.path()));
+    let output = tools.outrigger(&here, &format!("verify --netns {}", there.path()));
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert_eq!(state(&here), before.0);
     assert!(state(&there).contains("table inet outrigger"));
     tools.must(&here, &format!("remove --netns {}", there.path()));
@@ -93,6 +95,10 @@ fn without_privilege_print_works_and_install_says_what_is_missing() {
             Command::new(copy).args(command.split(' ')).uid(uid).gid(gid).output().unwrap()
         })
     };
+    for command in ["status", "verify", "remove"] {
+        let output = nobody(command);
+        assert_eq!(output.status.code(), Some(3), "{command}: {}", said(&output));
+    }
     for backend in ["auto", "nft", "iptables-nft", "iptables-legacy"] {
         let output = nobody(&format!("install --backend {backend}"));
         let words = said(&output);
@@ -119,4 +125,81 @@ fn what_is_printed_is_what_is_installed() {
     tools.must(&installed, &format!("install {}", options()));
     assert_eq!(printed.sh("nft list ruleset"), installed.sh("nft list ruleset"));
     assert!(printed.sh("nft list ruleset").contains("table inet outrigger"));
+}
+
+/// Programs read one object from standard output, whatever the command and its outcome.
+#[test]
+fn every_command_speaks_json() {
+    let (pod, tools) = (Namespace::new(), Tools::nft());
+    for (command, code, key) in [
+        ("status --json", 10, "state"),
+        ("print --json --backend iptables-legacy", 0, "scripts"),
+        ("verify --json", 9, "checks"),
+        ("install --json", 0, "backends"),
+        ("verify --json", 0, "checks"),
+        ("status --json", 0, "state"),
+        ("install --json --inbound-port 15001", 2, "error"),
+        ("install --json --netns /dev/null", 7, "error"),
+        ("remove --json --drain 1s", 0, "backends"),
+        ("remove --json", 0, "why"),
+    ] {
+        let output = tools.outrigger(&pod, command);
+        assert_eq!(output.status.code(), Some(code), "{command}: {}", said(&output));
+        let object: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{command}: {error}: {}", said(&output)));
+        assert!(object.get(key).is_some(), "{command}: no {key:?} in {object}");
+        if key == "error" {
+            assert_eq!(object["exit_code"], code, "{command}");
+        }
+    }
+}
+
+/// As an init container is told: by a file and variables, the flag above both.
+#[test]
+fn options_come_from_the_file_the_environment_and_the_command_line() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("iptables.yaml");
+    std::fs::write(&file, "inbound-port: 1001\noutbound-port: 1002\nproxy-uid: 1003\nbackend: nft\njson: false\n")
+        .unwrap();
+    let run = |variables: &[(&str, &str)], arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-iptables"));
+        command.arg("print").args(arguments).env("OUTRIGGER_IPTABLES_CONFIG", &file).envs(variables.iter().copied());
+        command.output().unwrap()
+    };
+    let output = run(
+        &[("OUTRIGGER_IPTABLES_OUTBOUND_PORT", "2002"), ("OUTRIGGER_IPTABLES_PROXY_UID", "2003")],
+        &["--proxy-uid", "3003"],
+    );
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    for wanted in ["redirect to :1001", "redirect to :2002", "meta skuid 3003", "table inet outrigger"] {
+        assert!(text.contains(wanted), "{wanted:?} is not in {text}");
+    }
+    let output = run(&[("OUTRIGGER_IPTABLES_INBOUND_PROT", "1")], &[]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("inbound-prot"), "{}", said(&output));
+}
+
+/// A network namespace that belongs to a user without any privilege outside.
+#[test]
+fn in_a_user_namespace_of_nobody_nft_works() {
+    let folder =
+        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap();
+    let copy = folder.path().join("outrigger-iptables");
+    std::fs::copy(env!("CARGO_BIN_EXE_outrigger-iptables"), &copy).unwrap();
+    let program = copy.display();
+    let script = format!(
+        "ip link set lo up; {program} install --backend nft && {program} verify; {program} status; {program} remove; {program} status"
+    );
+    let output = Command::new("unshare")
+        .args(["-Urn", "sh", "-c", &script])
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let words = said(&output);
+    for wanted in ["verify: the redirection works", "status: installed", "status: absent"] {
+        assert!(words.contains(wanted), "{wanted:?} is not in {words}");
+    }
 }

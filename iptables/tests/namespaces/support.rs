@@ -378,7 +378,7 @@ pub(crate) fn state(namespace: &Namespace) -> String {
     // Time-out policies have no other tool here than ours.
     let ours = Tools::nft().outrigger(namespace, "status");
     let policies: Vec<String> = said(&ours).lines().filter(|line| line.contains("policy")).map(str::to_owned).collect();
-    let ruleset = in_order(&namespace.sh("nft list ruleset 2>&1"));
+    let ruleset = in_order(&namespace.sh("nft list ruleset 2>/dev/null"));
     let raw = ruleset
         + &namespace.sh("iptables-legacy-save; ip6tables-legacy-save; ip -o addr; ip rule; ip -6 rule
          ip route show table all; ip -6 route show table all");

@@ -34,35 +34,43 @@ fn it_works_with_every_backend_and_mode_and_leaves_no_trace() {
     });
 }
 
-/// Every rule of the table, one after the other.
+/// Every rule of the table, one after the other; what fails has to be waited for, so several at once.
 #[test]
 fn a_missing_rule_is_named() {
-    let (pod, tools) = (&Namespace::new(), &Tools::nft());
-    tools.must(pod, "install --mode tproxy --dns-port 15053");
-    let listing = pod.sh("nft -a list table inet outrigger");
+    const OPTIONS: &str = "--mode tproxy --dns-port 15053";
+    let (pod, tools) = (Namespace::new(), &Tools::nft());
+    tools.must(&pod, &format!("install {OPTIONS}"));
+    let listing = pod.sh("nft list table inet outrigger");
     let (mut chain, mut rules) = (String::new(), Vec::new());
     for line in listing.lines().map(str::trim) {
         if let Some(rest) = line.strip_prefix("chain ") {
             chain = rest.split(' ').next().unwrap().to_owned();
-        } else if let Some((rule, handle)) = line.split_once(" # handle ")
-            && let Some((_, comment)) = rule.split_once("comment ")
-        {
-            rules.push((chain.clone(), comment.trim_matches('"').to_owned(), handle.to_owned()));
+        } else if let Some((_, comment)) = line.split_once("comment ") {
+            rules.push((chain.clone(), comment.trim_matches('"').to_owned()));
         }
     }
     assert!(rules.len() > 30, "{listing}");
-    for (chain, comment, _) in &rules {
-        tools.must(pod, "install --mode tproxy --dns-port 15053");
-        // Handles are new with each table.
-        let now = pod.sh(&format!("nft -a list chain inet outrigger {chain}"));
-        let line = now.lines().find(|line| line.contains(&format!("comment \"{comment}\""))).unwrap();
-        let handle = line.rsplit(' ').next().unwrap();
-        pod.sh(&format!("nft delete rule inet outrigger {chain} handle {handle}"));
-        let output = tools.outrigger(pod, "verify --mode tproxy --dns-port 15053");
-        let words = said(&output);
-        assert_eq!(output.status.code(), Some(9), "without {chain}/{comment}: {words}");
-        assert!(words.contains(&format!("the rule at fault: {chain}: ")), "without {chain}/{comment}: {words}");
-    }
+    let rules = std::sync::Mutex::new(rules);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let pod = &Namespace::new();
+                loop {
+                    let Some((chain, comment)) = rules.lock().unwrap().pop() else { break };
+                    tools.must(pod, &format!("install {OPTIONS}"));
+                    let listing = pod.sh(&format!("nft -a list chain inet outrigger {chain}"));
+                    let line = listing.lines().find(|line| line.contains(&format!("comment \"{comment}\""))).unwrap();
+                    let handle = line.rsplit(' ').next().unwrap();
+                    pod.sh(&format!("nft delete rule inet outrigger {chain} handle {handle}"));
+                    let output = tools.outrigger(pod, &format!("verify {OPTIONS}"));
+                    let words = said(&output);
+                    assert_eq!(output.status.code(), Some(9), "without {chain}/{comment}: {words}");
+                    let wanted = format!("the rule at fault: {chain}: ");
+                    assert!(words.contains(&wanted), "without {chain}/{comment}: {words}");
+                }
+            });
+        }
+    });
 }
 
 /// The connections alone tell, where the rules are all there: a rule of somebody else that decides before ours.
