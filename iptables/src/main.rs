@@ -155,8 +155,13 @@ fn tell_checks(verified: &Verified) {
             println!("  the rule at fault: {rule}");
         }
     }
-    if verified.works {
+    if verified.proven {
         println!("verify: the redirection works ({} ms)", verified.milliseconds);
+    } else if verified.works {
+        println!(
+            "verify: the rules are right, but no connection could be made to prove it ({} ms)",
+            verified.milliseconds
+        );
     } else {
         println!("verify: the redirection does not work ({} ms)", verified.milliseconds);
         println!("run `outrigger-iptables install` with the same options, then verify again");

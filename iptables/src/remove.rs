@@ -25,19 +25,22 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// When a tool refuses, or none is there.
 pub fn remove(choice: Choice, wait: Duration, drain: Option<Duration>) -> Result<Report, Error> {
     let mut notices = Vec::new();
-    if let Some(limit) = drain
-        && !let_drain(choice, wait, limit, &mut notices)?
-    {
+    if let Some(limit) = drain {
+        let_drain(choice, wait, limit, &mut notices)?;
+    }
+    let _lock = netns::lock(wait)?;
+    let found = backend::present(choice, wait)?;
+    // Others may have worked while connections drained.
+    let decides = |backend: &Backend| backend.held().is_ok_and(|held| held.decides());
+    if drain.is_some() && found.iter().any(decides) {
         let why = "another run has installed the redirection anew in the meantime: it stays".to_owned();
         return Ok(Report { command: "remove", backends: Vec::new(), why, notices });
     }
-    let _lock = netns::lock(wait)?;
-    remove_now(&backend::present(choice, wait)?, wait, notices)
+    remove_now(&found, wait, notices)
 }
 
-/// Lets new connections go their own way, and waits until the open ones have ended or the time is up. `false` when there
-/// are rules again that decide.
-fn let_drain(choice: Choice, wait: Duration, limit: Duration, notices: &mut Vec<String>) -> Result<bool, Error> {
+/// Lets new connections go their own way, and waits until the open ones have ended or the time is up.
+fn let_drain(choice: Choice, wait: Duration, limit: Duration, notices: &mut Vec<String>) -> Result<(), Error> {
     let mut ports = Vec::new();
     // Whether they can be counted must be known before anything is changed.
     let count = |ports: &[u16]| {
@@ -56,7 +59,6 @@ fn let_drain(choice: Choice, wait: Duration, limit: Duration, notices: &mut Vec<
             }
         }
     }
-    // Others may work while we wait.
     let deadline = Instant::now() + limit;
     let mut open = count(&ports)?;
     while open > 0 && Instant::now() < deadline {
@@ -66,9 +68,7 @@ fn let_drain(choice: Choice, wait: Duration, limit: Duration, notices: &mut Vec<
     if open > 0 {
         notices.push(format!("{open} connections were still open after {limit:?}, and ended with the rules"));
     }
-    let _lock = netns::lock(wait)?;
-    let decides = |backend: &Backend| backend.held().is_ok_and(|held| held.decides());
-    Ok(!backend::present(choice, wait)?.iter().any(decides))
+    Ok(())
 }
 
 fn remove_now(found: &[Backend], wait: Duration, mut notices: Vec<String>) -> Result<Report, Error> {

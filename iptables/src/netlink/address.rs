@@ -37,6 +37,14 @@ pub(crate) fn no_ipv6() -> Option<&'static str> {
     }
 }
 
+/// Why a new interface would have no IPv6; `None` when it would.
+pub(crate) fn no_new_ipv6() -> Option<&'static str> {
+    no_ipv6().or_else(|| {
+        let text = fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6").unwrap_or_default();
+        (text.trim() == "1").then_some("net.ipv6.conf.default.disable_ipv6 is 1: no connection can be tried")
+    })
+}
+
 /// Adds the leg's address unless it is there. `true` when this call added it.
 pub(crate) fn add_leg() -> Result<bool, Error> {
     let change = || {

@@ -24,6 +24,7 @@ use crate::{
 
 /// A packet that leaves the host does so at once.
 const ESCAPE: Duration = Duration::from_millis(60);
+
 /// Tells which rule is to blame.
 type Blame<'a> = &'a dyn Fn(Option<(ChainName, usize)>, Family) -> Option<String>;
 
@@ -32,7 +33,7 @@ pub(super) fn check(options: &Options, plan: &Plan, blame: Blame<'_>, checks: &m
     let look = "verify needs NET_ADMIN, NET_RAW and the kernel's veth interfaces";
     let mut places = Vec::new();
     for family in plan.families {
-        match (*family == Family::V6).then(address::no_ipv6).flatten() {
+        match (*family == Family::V6).then(address::no_new_ipv6).flatten() {
             Some(why) => checks.push(Check::skipped("IPv6", why)),
             None => match place(options, plan, *family).map_err(refused("list the sockets", look))? {
                 Ok(place) => places.push(place),
@@ -134,15 +135,19 @@ fn tcp_lands(
     outside: &mut Outside,
     blame: Blame<'_>,
 ) -> io::Result<Check> {
-    let Some(_user) = Disguise::as_uid(place.uid) else {
-        let uid = place.uid;
-        return Ok(Check::skipped(name, format!("we may not make a socket of uid {uid}: that needs SETUID")));
+    let Some(_user) = Disguise::put_on(Some(place.uid), place.gid) else {
+        return Ok(Check::skipped(
+            name,
+            "we may not make a socket of the application's user: that needs SETUID or SETGID",
+        ));
     };
     let to = (place.far, port);
     let socket = dial(place, to)?;
     let from = (place.own, socket.local_addr()?.as_socket().map_or(0, |address| address.port()));
-    let expected =
-        plan.decide(&Packet { interface: place.interface.clone(), ..leaving(from, to, place.uid) }, Way::Leaving);
+    let expected = plan.decide(
+        &Packet { interface: place.interface.clone(), ..leaving(from, to, place.uid, place.gid) },
+        Way::Leaving,
+    );
     let connected = is_connected(&socket, outside, to)?;
     let landed = landed(outside, from, connected)?;
     let what = SocketAddr::from(to);
@@ -176,9 +181,8 @@ fn proxy(options: &Options, plan: &Plan, place: &Place, outside: &mut Outside, b
     if outside.has_seen(to, outside.patience())? {
         return Ok(Check::passed(name, format!("a call to {what} left this host")));
     }
-    let mut packet = leaving((place.own, 1), to, options.proxy.uid.unwrap_or(place.uid));
+    let mut packet = leaving((place.own, 1), to, options.proxy.uid.unwrap_or(place.uid), options.proxy.gid);
     packet.interface.clone_from(&place.interface);
-    packet.gid = options.proxy.gid.or(packet.gid);
     packet.mark = options.proxy.mark.map_or(0, |mark| mark.value());
     let by = plan.decide(&packet, Way::Leaving).by;
     let detail = format!("a call to {what} did not leave this host: the sidecar would call itself");
@@ -189,8 +193,11 @@ fn proxy(options: &Options, plan: &Plan, place: &Place, outside: &mut Outside, b
 fn dns(plan: &Plan, place: &Place, port: u16, outside: &mut Outside, blame: Blame<'_>) -> io::Result<Check> {
     let name = format!("{}: the application's DNS questions reach port {port}", place.family);
     let to = (place.far, DNS_PORT);
-    let Some(_user) = Disguise::as_uid(place.uid) else {
-        return Ok(Check::skipped(name, "we may not make a socket of the application's user: that needs SETUID"));
+    let Some(_user) = Disguise::put_on(Some(place.uid), place.gid) else {
+        return Ok(Check::skipped(
+            name,
+            "we may not make a socket of the application's user: that needs SETUID or SETGID",
+        ));
     };
     let loopback = loopback(place.family);
     let stand_in = UdpSocket::bind((loopback, port)).ok();
@@ -202,7 +209,7 @@ fn dns(plan: &Plan, place: &Place, port: u16, outside: &mut Outside, blame: Blam
         protocol: Protocol::Udp,
         opening: false,
         interface: place.interface.clone(),
-        ..leaving((place.own, 1), to, place.uid)
+        ..leaving((place.own, 1), to, place.uid, place.gid)
     };
     let by = plan.decide(&packet, Way::Leaving).by;
     let mut buffer = [0; 512];

@@ -73,8 +73,10 @@ impl Check {
 pub struct Verified {
     /// `verify`.
     pub command: &'static str,
-    /// Whether everything that could be tried passed, and something was tried.
+    /// Whether everything that could be looked at is as it should be.
     pub works: bool,
+    /// Whether that was shown by a connection too. Not where none could be made: the checks say why.
+    pub proven: bool,
     /// Who holds the rules.
     pub backend: Option<Kind>,
     /// Everything that was looked at.
@@ -101,9 +103,9 @@ pub fn verify(options: &Options, choice: Choice, wait: Duration) -> Result<Verif
     let _lock = netns::lock(wait)?;
     let mut checks = Vec::new();
     let holder = holder(choice, wait, &mut checks)?;
-    let mut missing = Vec::new();
+    let mut proven = false;
     if let Some((backend, held)) = &holder {
-        missing = compare(&backend.wanted(&plan), held, &mut checks);
+        let missing = compare(&backend.wanted(&plan), held, &mut checks);
         let needed = Ground::missing(&plan)?;
         if needed.is_empty() {
             checks.push(Check::passed("addresses and routes", "all are there"));
@@ -112,14 +114,15 @@ pub fn verify(options: &Options, choice: Choice, wait: Duration) -> Result<Verif
             checks.push(Check::failed("addresses and routes", detail, None));
         }
         let blame = |by: Option<(ChainName, usize)>, family: Family| fault(&plan, backend, &missing, by, family);
+        let before = checks.len();
         connections::check(options, &plan, &blame, &mut checks)?;
+        proven = checks.iter().skip(before).any(|check| check.outcome == Outcome::Passed);
     }
-    drop(missing);
-    let works = checks.iter().all(|check| check.outcome != Outcome::Failed)
-        && checks.iter().any(|check| check.outcome == Outcome::Passed);
+    let works = checks.iter().all(|check| check.outcome != Outcome::Failed);
     Ok(Verified {
         command: "verify",
         works,
+        proven: works && proven,
         backend: holder.map(|(backend, _)| backend.kind()),
         checks,
         milliseconds: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),

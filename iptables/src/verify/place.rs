@@ -19,6 +19,9 @@ const PORTS: [u16; 6] = [4, 7009, 8998, 29_995, 80, 8080];
 /// Users that the application may be, for where we ourselves are left alone.
 const USERS: [u32; 4] = [1000, 12_345, 65_533, 0];
 
+/// A group that is not the sidecar's, for where ours is.
+const ANOTHER_GROUP: u32 = 65_533;
+
 /// What one family's connections need to know.
 pub(super) struct Place {
     pub(super) family: Family,
@@ -33,6 +36,8 @@ pub(super) struct Place {
     pub(super) outbound: Option<u16>,
     /// As whom.
     pub(super) uid: u32,
+    /// In which group, where ours is the sidecar's.
+    pub(super) gid: Option<u32>,
 }
 
 /// Addresses and ports that these options redirect; else why there are none.
@@ -53,6 +58,7 @@ pub(super) fn place(options: &Options, plan: &Plan, family: Family) -> io::Resul
         .extend(included.filter(|net| family.has(net)).filter_map(|net| net.hosts().nth(3).or(net.hosts().next())));
     addresses.retain(|address| !here.contains(address));
     let ours = geteuid().as_raw();
+    let gid = (options.proxy.gid == Some(getegid().as_raw())).then_some(ANOTHER_GROUP);
     let uids: Vec<u32> = [ours].into_iter().chain(USERS).collect();
     let ports: Vec<u16> = PORTS
         .into_iter()
@@ -71,7 +77,7 @@ pub(super) fn place(options: &Options, plan: &Plan, family: Family) -> io::Resul
             |far: IpAddr, port: u16| Packet { interface: interface.clone(), ..arriving((far, 40_000), (own, port)) };
         let leaving = |far: IpAddr, port: u16, uid: u32| Packet {
             interface: interface.clone(),
-            ..leaving((own, 40_000), (far, port), uid)
+            ..leaving((own, 40_000), (far, port), uid, gid)
         };
         for far in &addresses {
             let inbound = ports.iter().copied().find(|port| {
@@ -93,7 +99,7 @@ pub(super) fn place(options: &Options, plan: &Plan, family: Family) -> io::Resul
             };
             if enough {
                 let (outbound, uid) = outbound.map_or((None, ours), |(port, uid)| (Some(port), uid));
-                return Ok(Ok(Place { family, interface, own, far: *far, inbound, outbound, uid }));
+                return Ok(Ok(Place { family, interface, own, far: *far, inbound, outbound, uid, gid }));
             }
         }
     }
@@ -127,10 +133,10 @@ pub(super) fn arriving(from: (IpAddr, u16), to: (IpAddr, u16)) -> Packet {
     }
 }
 
-pub(super) fn leaving(from: (IpAddr, u16), to: (IpAddr, u16), uid: u32) -> Packet {
+pub(super) fn leaving(from: (IpAddr, u16), to: (IpAddr, u16), uid: u32, gid: Option<u32>) -> Packet {
     Packet {
         uid: Some(uid),
-        gid: Some(getegid().as_raw()),
+        gid: Some(gid.unwrap_or(getegid().as_raw())),
         from_this_host: true,
         to_this_host: false,
         ..arriving(from, to)

@@ -72,7 +72,8 @@ pub(super) struct Disguise {
 }
 
 impl Disguise {
-    fn put_on(uid: Option<u32>, gid: Option<u32>) -> Option<Self> {
+    /// `None` when we may not.
+    pub(super) fn put_on(uid: Option<u32>, gid: Option<u32>) -> Option<Self> {
         let disguise = Self { uid: geteuid(), gid: getegid() };
         // Both calls give back what was before, and so does one that cannot succeed: only asking again tells.
         if let Some(gid) = gid {
@@ -90,10 +91,7 @@ impl Disguise {
         Some(disguise)
     }
 
-    pub(super) fn as_uid(uid: u32) -> Option<Self> {
-        Self::put_on(Some(uid), None)
-    }
-
+    /// The first of the signs by which the sidecar is known; a mark is the socket's.
     pub(super) fn as_proxy(options: &Options) -> Option<Self> {
         Self::put_on(options.proxy.uid, if options.proxy.uid.is_none() { options.proxy.gid } else { None })
     }

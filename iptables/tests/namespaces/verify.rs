@@ -173,3 +173,27 @@ fn two_capabilities_are_enough() {
         assert!(!state(&pod).to_lowercase().contains("outrigger"), "{output}");
     }
 }
+
+#[test]
+fn what_cannot_be_tried_is_said() {
+    let tools = Tools::nft();
+    let run = |pod: &Namespace, options: &str| {
+        tools.must(pod, &format!("install {options}"));
+        let output = tools.outrigger(pod, &format!("verify {options}"));
+        assert_eq!(output.status.code(), Some(0), "{options}: {}", said(&output));
+        said(&output)
+    };
+    let words = run(&Namespace::new(), "--include-interfaces eth0");
+    assert!(words.contains("no connection could be made to prove it"), "{words}");
+    // Our own group is the sidecar's: another one is tried.
+    let words = run(&Namespace::new(), "--proxy-gid 0");
+    assert!(words.contains("the redirection works") && !words.contains("- IPv4"), "{words}");
+    // Our own user is left alone: another one is tried.
+    let words = run(&Namespace::new(), "--exclude-uids 0-999");
+    assert!(words.contains("the redirection works") && !words.contains("- IPv4"), "{words}");
+    let pod = Namespace::new();
+    pod.sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+    let words = run(&pod, "");
+    assert!(words.contains("- IPv6: net.ipv6.conf.default.disable_ipv6 is 1"), "{words}");
+    assert!(words.contains("the redirection works"), "{words}");
+}
