@@ -3,6 +3,9 @@
 //! `add table; delete table; table …` in one `nft -f` is idempotent: the kernel sees the new table and the end of the
 //! old one at the same moment. Connections that were redirected by the old table keep their translation, which lives
 //! in connection tracking.
+//!
+//! By the `nft` program: of the crates that speak to nf_tables by netlink, rustables is under the GPL, nftnl binds the C
+//! libraries, nf_tables knows neither `tproxy` nor `fib`, and nftables starts `nft` itself.
 
 mod render;
 
