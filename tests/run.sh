@@ -7,8 +7,8 @@ usage() {
 Usage: tests/run.sh [--fast]
 
 Installs what is missing (Debian packages, cargo-deny), then runs: format, clippy, build, unit and end-to-end tests,
-what a request costs in instructions, the quickstart, cargo deny. End-to-end tests, the count of instructions and the
-quickstart make network namespaces and need root.
+the redirection as a static binary, what a request costs in instructions, the quickstart, cargo deny. End-to-end tests,
+the tests of the redirection, the count of instructions and the quickstart make network namespaces and need root.
 
   --fast   without what needs root: end-to-end tests, quickstart, tests of the redirection
   --help   this text
@@ -99,7 +99,7 @@ unit_tests() {
         "${all[@]}" --workspace --exclude outrigger-e2e
     else
         "${all[@]}" --workspace --exclude outrigger-e2e --exclude outrigger-iptables
-        "${all[@]}" -p outrigger-iptables --lib --bins
+        "${all[@]}" -p outrigger-iptables --lib --bins --test property
     fi
 }
 
@@ -115,6 +115,7 @@ step "clippy, warnings denied" cargo clippy --locked --profile "$profile" --work
 step "unit tests" unit_tests
 step "the binaries" cargo build --locked --profile "$profile" --workspace
 if [[ $fast == no ]]; then
+    step "the redirection from a bare root" iptables/tests/bare-root.sh
     # Pods have ports, processors and a clock of their own to be judged by: a few at a time on a small machine.
     step "end-to-end tests" cargo test --locked --profile "$profile" -p outrigger-e2e -- --test-threads "${E2E_THREADS:-2}"
     step "instructions a request" cargo bench --locked --profile "$profile" -p outrigger-e2e --bench peers -- \

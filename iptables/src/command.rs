@@ -3,11 +3,14 @@
 use std::{
     env,
     ffi::OsStr,
-    io::Write,
+    fs::File,
+    io::{self, Seek, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::Error;
 
@@ -64,23 +67,13 @@ impl Tool {
             source,
             remedy: "check that the program is whole and may be run here",
         };
-        let mut child = Command::new(&self.path)
+        let output = Command::new(&self.path)
             .args(arguments)
             .env("LC_ALL", "C")
             .envs(environment)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
+            .stdin(whole(input).map_err(failed)?)
+            .output()
             .map_err(failed)?;
-        let stdin = child.stdin.take();
-        // Written beside the reading: a long script and a long complaint would otherwise wait for each other. A tool
-        // that ends before it has read everything says why on its standard error, so that the broken pipe is no news.
-        let output = std::thread::scope(|scope| {
-            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
-            child.wait_with_output()
-        })
-        .map_err(failed)?;
         Ok(Ended {
             success: output.status.success(),
             code: output.status.code(),
@@ -88,6 +81,15 @@ impl Tool {
             stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         })
     }
+}
+
+/// The script as a file in memory. Through a pipe, a tool could be left with half a script when we are killed, and half
+/// a script may be one that it takes.
+fn whole(input: &str) -> io::Result<Stdio> {
+    let mut file = File::from(memfd_create(c"script", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(input.as_bytes())?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 impl Ended {

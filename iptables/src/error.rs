@@ -42,6 +42,17 @@ pub enum Error {
         /// What stopped the undoing.
         undo: String,
     },
+    /// The configuration file or an environment variable is wrong.
+    #[error("{place}: {said}")]
+    Settings {
+        /// The file, or "the environment".
+        place: String,
+        /// What is wrong with it.
+        said: String,
+    },
+    /// `--ipv6 on`, and there is none.
+    #[error("--ipv6 on, but {0}\nswitch IPv6 on here, or give --ipv6 auto; the rules are as they were")]
+    NoIpv6(String),
     /// The namespace of `--netns`.
     #[error(
         "cannot enter the network namespace {}: {source}\ngive a path such as /run/netns/NAME or /proc/PID/ns/net, and run \
@@ -72,10 +83,10 @@ impl Error {
     /// The exit code of the program, stable; see the crate's documentation.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Options(_) => 2,
+            Error::Options(_) | Error::Settings { .. } => 2,
             Error::NotPermitted { .. } => 3,
             Error::NoBackend(_) => 4,
-            Error::Refused { .. } | Error::System { .. } => 5,
+            Error::Refused { .. } | Error::System { .. } | Error::NoIpv6(_) => 5,
             Error::HalfApplied { .. } => 6,
             Error::Netns { .. } => 7,
             Error::Busy(_) => 8,

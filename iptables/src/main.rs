@@ -1,17 +1,24 @@
 //! The command line of `outrigger-iptables`; no logic.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use ipnet::IpNet;
-use outrigger_iptables::{Error, Options, PortRange, Report, backend, enter_netns, install, parse_cidr, print, remove};
+use clap::{Args, Parser, Subcommand};
+use outrigger_iptables::{
+    Error, Outcome, Place, Printed, Report, Run, Settings, State, Status, Time, Verified, enter_netns, install, print,
+    remove, status, verify,
+};
+use serde::Serialize;
 
-const EXIT_CODES: &str = "\
-Exit codes: 0 done; 2 wrong command line; 3 not permitted; 4 no usable backend; 5 refused, nothing changed;
-6 refused and could not be undone (run `remove`); 7 --netns cannot be entered; 8 locked by another program for 10 s.";
+const AFTER: &str = "\
+Every option is also a variable (--proxy-uid: OUTRIGGER_IPTABLES_PROXY_UID) and a key of the file that --config names
+(proxy-uid: 1337). The command line wins over the variable, the variable over the file.
+
+Exit codes: 0 done; 2 wrong options; 3 not permitted; 4 no usable backend; 5 refused, nothing changed;
+6 refused and could not be undone (run `remove`); 7 --netns cannot be entered; 8 locked for longer than --wait;
+9 verify: it does not work; status: only a part is there; 10 status: nothing is there.";
 
 #[derive(Parser)]
-#[command(version, about = "Redirects a workload's TCP connections to its sidecar", after_help = EXIT_CODES)]
+#[command(version, about = "Redirects a workload's TCP connections to its sidecar", after_help = AFTER)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -20,120 +27,46 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Install the redirection, IPv4 and IPv6; repeating it is harmless
-    Install {
-        #[command(flatten)]
-        rules: Rules,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Remove every trace of it, whichever backend holds it; connections that are redirected at that moment end
-    Remove {
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Print what install would apply; needs no privilege, changes nothing
-    Print {
-        #[command(flatten)]
-        rules: Rules,
-        #[command(flatten)]
-        output: Output,
-    },
+    #[command(after_help = AFTER)]
+    Install(Box<Settings>),
+    /// Remove every trace of it, whichever backend holds it
+    #[command(after_help = AFTER)]
+    Remove(Remove),
+    /// Prove with connections, in both directions, that it does what the options say; leaves nothing behind
+    #[command(after_help = AFTER)]
+    Verify(Box<Settings>),
+    /// Print what install would do; needs no privilege, changes nothing
+    #[command(after_help = AFTER)]
+    Print(Box<Settings>),
+    /// Say what of it is there
+    #[command(after_help = AFTER)]
+    Status(Place),
 }
 
 #[derive(Args)]
-struct Rules {
-    /// The sidecar's port for connections from peers
-    #[arg(long, value_name = "PORT", default_value_t = 15006, value_parser = clap::value_parser!(u16).range(1..))]
-    inbound_port: u16,
-    /// The sidecar's port for connections of the application
-    #[arg(long, value_name = "PORT", default_value_t = 15001, value_parser = clap::value_parser!(u16).range(1..))]
-    outbound_port: u16,
-    /// The sidecar's user id, whose own connections are left alone
-    #[arg(long, value_name = "UID", default_value_t = 1337)]
-    proxy_uid: u32,
-    /// Ports that peers reach without the sidecar, as 22,9000-9010; any number (15020 always is one)
-    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
-    exclude_inbound_ports: Vec<PortRange>,
-    /// Ports of others that the application reaches without the sidecar; any number
-    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
-    exclude_outbound_ports: Vec<PortRange>,
-    /// Networks that the application reaches without the sidecar, IPv4 and IPv6 mixed; any number
-    #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = parse_cidr)]
-    exclude_outbound_cidrs: Vec<IpNet>,
-}
-
-#[derive(Args)]
-struct Place {
-    /// Work in this network namespace, as /run/netns/NAME or /proc/PID/ns/net; default: the current one
-    #[arg(long, value_name = "PATH")]
-    netns: Option<PathBuf>,
+struct Remove {
+    /// Let connections that are open finish, for at most this long; without it they end
+    #[arg(long, value_name = "DURATION")]
+    drain: Option<Time>,
     #[command(flatten)]
-    output: Output,
-}
-
-#[derive(Args)]
-struct Output {
-    /// Which tool applies the rules
-    #[arg(long, value_enum, default_value_t = BackendArgument::Auto)]
-    backend: BackendArgument,
-    /// One JSON object on standard output instead of words, also for a failure
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum BackendArgument {
-    /// nft where it works, else iptables; remove: all of them
-    Auto,
-    /// One table `inet outrigger`, one transaction
-    Nft,
-    /// iptables-restore and ip6tables-restore
-    Iptables,
-}
-
-impl From<BackendArgument> for backend::Choice {
-    fn from(argument: BackendArgument) -> Self {
-        match argument {
-            BackendArgument::Auto => backend::Choice::Auto,
-            BackendArgument::Nft => backend::Choice::Fixed(backend::Kind::Nft),
-            BackendArgument::Iptables => backend::Choice::Fixed(backend::Kind::Iptables),
-        }
-    }
-}
-
-impl From<Rules> for Options {
-    fn from(rules: Rules) -> Self {
-        Options {
-            inbound_port: rules.inbound_port,
-            outbound_port: rules.outbound_port,
-            proxy_uid: rules.proxy_uid,
-            exclude_inbound_ports: rules.exclude_inbound_ports,
-            exclude_outbound_ports: rules.exclude_outbound_ports,
-            exclude_outbound_cidrs: rules.exclude_outbound_cidrs,
-        }
-    }
+    place: Place,
 }
 
 fn main() -> ExitCode {
-    let (json, outcome) = match Cli::parse().command {
-        Command::Install { rules, place } => {
-            let work = |place: &Place| {
-                enter(place)?;
-                install(&rules.into(), place.output.backend.into())
-            };
-            (place.output.json, work(&place).map(|report| tell(&report, place.output.json)))
-        }
-        Command::Remove { place } => {
-            let work = |place: &Place| {
-                enter(place)?;
-                remove(place.output.backend.into())
-            };
-            (place.output.json, work(&place).map(|report| tell(&report, place.output.json)))
-        }
-        Command::Print { rules, output } => (output.json, print_scripts(&rules.into(), &output)),
+    let (command, settings) = match Cli::parse().command {
+        Command::Install(settings) => (Work::Install, *settings),
+        Command::Verify(settings) => (Work::Verify, *settings),
+        Command::Print(settings) => (Work::Print, *settings),
+        Command::Remove(Remove { drain, place }) => (Work::Remove, Settings::of(place, drain)),
+        Command::Status(place) => (Work::Status, Settings::of(place, None)),
     };
+    let mut json = settings.wants_json();
+    let outcome = settings.resolve().and_then(|run| {
+        json = run.json;
+        work(command, &run)
+    });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             if json {
                 println!("{}", serde_json::json!({ "error": error.to_string(), "exit_code": error.exit_code() }));
@@ -145,18 +78,53 @@ fn main() -> ExitCode {
     }
 }
 
-fn enter(place: &Place) -> Result<(), Error> {
-    place.netns.as_deref().map_or(Ok(()), enter_netns)
+enum Work {
+    Install,
+    Remove,
+    Verify,
+    Print,
+    Status,
 }
 
-fn tell(report: &Report, json: bool) {
-    if json {
-        println!("{}", serde_json::json!(report));
-        return;
+fn work(work: Work, run: &Run) -> Result<u8, Error> {
+    if !matches!(work, Work::Print) {
+        run.netns.as_deref().map_or(Ok(()), enter_netns)?;
     }
-    for notice in &report.notices {
+    let (options, backend, wait) = (&run.options, run.backend, run.wait);
+    Ok(match work {
+        Work::Install => say(&install(options, backend, wait)?, run.json, tell),
+        Work::Remove => say(&remove(backend, wait, run.drain)?, run.json, tell),
+        Work::Print => say(&print(options, backend, wait)?, run.json, tell_scripts),
+        Work::Verify => {
+            let verified = verify(options, backend, wait)?;
+            say(&verified, run.json, tell_checks);
+            verified.exit_code()
+        }
+        Work::Status => {
+            let status = status(backend, wait)?;
+            say(&status, run.json, tell_status);
+            status.exit_code()
+        }
+    })
+}
+
+fn say<T: Serialize>(outcome: &T, json: bool, in_words: fn(&T)) -> u8 {
+    if json {
+        println!("{}", serde_json::json!(outcome));
+    } else {
+        in_words(outcome);
+    }
+    0
+}
+
+fn note(notices: &[String]) {
+    for notice in notices {
         eprintln!("outrigger-iptables: note: {notice}");
     }
+}
+
+fn tell(report: &Report) {
+    note(&report.notices);
     let backends: Vec<_> = report.backends.iter().map(|kind| kind.name()).collect();
     match backends.as_slice() {
         [] => println!("{}: nothing to do: {}", report.command, report.why),
@@ -164,15 +132,60 @@ fn tell(report: &Report, json: bool) {
     }
 }
 
-fn print_scripts(options: &Options, output: &Output) -> Result<(), Error> {
-    let (scripts, why) = print(options, output.backend.into())?;
-    if output.json {
-        println!("{}", serde_json::json!({ "command": "print", "why": why, "scripts": scripts }));
-        return Ok(());
+fn tell_scripts(printed: &Printed) {
+    note(&printed.notices);
+    eprintln!("outrigger-iptables: note: {}", printed.why);
+    for command in &printed.before {
+        println!("# before: {command}");
     }
-    eprintln!("outrigger-iptables: note: {why}");
-    for script in scripts {
+    for script in &printed.scripts {
         print!("# for: {}\n{}", script.command, script.text);
     }
-    Ok(())
+}
+
+fn tell_checks(verified: &Verified) {
+    for check in &verified.checks {
+        let sign = match check.outcome {
+            Outcome::Passed => "✓",
+            Outcome::Failed => "✗",
+            Outcome::Skipped => "-",
+        };
+        println!("{sign} {}: {}", check.name, check.detail);
+        if let Some(rule) = &check.rule {
+            println!("  the rule at fault: {rule}");
+        }
+    }
+    if verified.proven {
+        println!("verify: the redirection works ({} ms)", verified.milliseconds);
+    } else if verified.works {
+        println!(
+            "verify: the rules are right, but no connection could be made to prove it ({} ms)",
+            verified.milliseconds
+        );
+    } else {
+        println!("verify: the redirection does not work ({} ms)", verified.milliseconds);
+        println!("run `outrigger-iptables install` with the same options, then verify again");
+    }
+}
+
+fn tell_status(status: &Status) {
+    note(&status.notices);
+    println!(
+        "status: {}",
+        match status.state {
+            State::Installed => "installed",
+            State::Draining => "draining: open connections are carried on, new ones are not redirected",
+            State::Partial => "partial: run `outrigger-iptables install` or `remove`",
+            State::Absent => "absent",
+        }
+    );
+    for rules in &status.backends {
+        let ports: Vec<_> = rules.ports.iter().map(ToString::to_string).collect();
+        let mode = if rules.tproxy { "tproxy" } else { "redirect" };
+        let v6 = if rules.rules_v6 > 0 { format!(" and {} of IPv6", rules.rules_v6) } else { String::new() };
+        println!("  {}: {} rules{v6}, {mode}, to the ports {}", rules.backend, rules.rules, ports.join(", "));
+    }
+    for trace in &status.traces {
+        println!("  {trace}");
+    }
 }

@@ -10,14 +10,12 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl},
     sched::{CloneFlags, setns},
 };
 
 use crate::Error;
 
-/// How long to wait for another run or another program. They take milliseconds.
-pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// The calling thread's namespace: `/proc/self` would be the main thread's.
 const OURS: &str = "/proc/thread-self/ns/net";
 
@@ -32,23 +30,24 @@ pub fn enter(path: &Path) -> Result<(), Error> {
 }
 
 /// Waits for the runs before us. The lock is on the namespace itself, so that it works in every mount namespace, on a
-/// read-only root, and between exactly those runs that would disturb each other; the kernel drops it with its holder.
-pub(crate) fn lock() -> Result<Flock<File>, Error> {
+/// read-only root, and between exactly those runs that would disturb each other; the kernel drops it with its holders.
+/// The tools that we start hold it too: one that outlives us, killed, must not meet the run that repairs what it does.
+pub(crate) fn lock(wait: Duration) -> Result<Flock<File>, Error> {
     let failed = |source| Error::System {
         what: format!("lock {OURS}"),
         source,
         remedy: "mount /proc; it names the network namespace",
     };
     let mut file = File::open(OURS).map_err(failed)?;
-    let deadline = Instant::now() + LOCK_WAIT;
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| failed(errno.into()))?;
+    let deadline = Instant::now() + wait;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
             Err((back, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = back,
             Err((_, Errno::EWOULDBLOCK)) => {
                 return Err(Error::Busy(format!(
-                    "another outrigger-iptables has held this network namespace for {} seconds",
-                    LOCK_WAIT.as_secs()
+                    "another outrigger-iptables has held this network namespace for {wait:?}"
                 )));
             }
             Err((_, errno)) => return Err(failed(errno.into())),

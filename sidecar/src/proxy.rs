@@ -30,7 +30,7 @@ use tokio::{
 
 use crate::{
     admin::{self, AdminState, EndpointsView, Face, Readiness},
-    config::Config,
+    config::{Config, Interception},
     discovery::Discovery,
     identity::{self, IdentityHandle},
     inbound,
@@ -63,6 +63,14 @@ pub enum RunError {
         address: String,
         /// The setting that names it.
         setting: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// `inbound.interception` is `tproxy`, and the kernel does not let us.
+    #[error(
+        "cannot listen for TPROXY: {error}; give the sidecar the capability NET_RAW, or set inbound.interception to redirect"
+    )]
+    Transparent {
         /// Why.
         error: io::Error,
     },
@@ -154,8 +162,15 @@ fn bind(config: &Config) -> Result<Listeners, RunError> {
         move |error| RunError::Listen { address, setting, error }
     };
     let (inbound, outbound) = (config.inbound.port, config.outbound.port);
+    let transparent = config.inbound.interception == Interception::Tproxy;
+    let not_permitted = |error: io::Error| {
+        if transparent && error.kind() == io::ErrorKind::PermissionDenied {
+            return RunError::Transparent { error };
+        }
+        taken("inbound.port", "[::]", inbound)(error)
+    };
     Ok(Listeners {
-        inbound: listen::bind_any(inbound).map_err(taken("inbound.port", "[::]", inbound))?,
+        inbound: listen::bind_any(inbound, transparent).map_err(not_permitted)?,
         outbound: listen::bind_loopback(outbound).map_err(taken("outbound.port", "127.0.0.1", outbound))?,
     })
 }

@@ -17,4 +17,5 @@ mod retries;
 mod smoke;
 mod streams;
 mod timeouts;
+mod tproxy;
 mod trust;

@@ -8,29 +8,49 @@ mod leftovers;
 mod render;
 mod saved;
 
-use std::{ffi::OsStr, fs, path::Path};
+use std::{ffi::OsStr, fs, path::Path, time::Duration};
 
 pub(crate) use render::render_both;
+pub(super) use saved::PREFIX;
 
 use crate::{
     Error,
     command::{Ended, Tool},
-    netns::LOCK_WAIT,
+    netlink::timeout,
     plan::{Family, Plan},
 };
 use leftovers::Leftovers;
 use saved::Tables;
 
-/// Why this backend cannot be chosen.
-pub(crate) const MISSING: &str = "there is no `iptables-restore` with its `iptables-save` in PATH";
-const REMEDY: &str = "the kernel needs NAT, REDIRECT and the matches owner, multiport, conntrack, addrtype (xt_*); \
-                      otherwise try --backend nft";
-/// The alternatives of Debian's packages and others; the plain name is the administrator's choice.
-const SUFFIXES: [&str; 3] = ["", "-nft", "-legacy"];
+const REMEDY: &str = "the kernel needs NAT, REDIRECT and the matches owner, multiport, conntrack, addrtype and comment \
+                      (xt_*), for --mode tproxy TPROXY, CONNMARK, MARK and connmark, for --dns-port and \
+                      --close-wait-timeout CT; otherwise try --backend nft";
 
-/// Whether `install` could choose this backend.
-pub(crate) fn is_here() -> bool {
-    SUFFIXES.iter().any(|suffix| programs(Family::V4, suffix).is_some())
+/// The interface of the kernel that the programs speak to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// nf_tables.
+    Nft,
+    /// The older one.
+    Legacy,
+}
+
+impl Variant {
+    /// As the programs of this variant end, where they are called apart.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Variant::Nft => "-nft",
+            Variant::Legacy => "-legacy",
+        }
+    }
+
+    /// Why this backend cannot be chosen.
+    pub(crate) fn missing(self) -> &'static str {
+        match self {
+            Variant::Nft => "there is no `iptables-restore` with its `iptables-save` that speaks to nf_tables in PATH",
+            Variant::Legacy => "there is no `iptables-restore` with its `iptables-save` of the legacy kind in PATH",
+        }
+    }
 }
 
 /// The programs of one alternative, and what they speak to.
@@ -38,9 +58,11 @@ pub(crate) struct Iptables {
     v4: Programs,
     /// Without these a host with IPv6 is refused: its IPv6 connections would go past the sidecar.
     v6: Option<Programs>,
-    legacy: bool,
+    pub(crate) variant: Variant,
     /// As `iptables-restore` itself says: `iptables-restore v1.8.9 (nf_tables)`.
     version: String,
+    /// How long to wait for the lock of iptables.
+    wait: Duration,
 }
 
 struct Programs {
@@ -59,35 +81,20 @@ fn programs(family: Family, suffix: &str) -> Option<Programs> {
 }
 
 impl Iptables {
-    /// The administrator's choice if there is one, else the first that is there.
-    pub(crate) fn find() -> Option<Self> {
-        SUFFIXES.iter().find_map(|suffix| Self::with_suffix(suffix))
-    }
-
-    /// One for each interface of the kernel: nf_tables and legacy.
-    pub(crate) fn find_all() -> Vec<Self> {
-        let mut found: Vec<Self> = Vec::new();
-        for alternative in SUFFIXES.into_iter().filter_map(Self::with_suffix) {
-            if !found.iter().any(|other| other.speaks_like(&alternative)) {
-                found.push(alternative);
-            }
-        }
-        found
+    /// The administrator's choice if it is of this variant, else the programs that are named for it.
+    pub(crate) fn find(variant: Variant, wait: Duration) -> Option<Self> {
+        let mut found = ["", variant.suffix()].into_iter().filter_map(|suffix| Self::with_suffix(suffix, wait));
+        found.find(|found| found.variant == variant)
     }
 
     /// `None` also for programs that cannot even tell their version.
-    fn with_suffix(suffix: &str) -> Option<Self> {
+    fn with_suffix(suffix: &str, wait: Duration) -> Option<Self> {
         let v4 = programs(Family::V4, suffix)?;
         let ended = v4.restore.run(&["--version"], "").ok().filter(|ended| ended.success)?;
         let version = ended.stdout.trim().to_owned();
         // Before 1.8 there was only the legacy interface, and the version did not name it.
-        let legacy = !version.contains("nf_tables");
-        Some(Self { v4, v6: programs(Family::V6, suffix), legacy, version })
-    }
-
-    /// Whether both speak to the same interface of the kernel, and so to the same rules.
-    pub(crate) fn speaks_like(&self, other: &Self) -> bool {
-        self.legacy == other.legacy
+        let variant = if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy };
+        Some(Self { v4, v6: programs(Family::V6, suffix), variant, version, wait })
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -95,20 +102,25 @@ impl Iptables {
     }
 
     pub(crate) fn install(&self, plan: &Plan, notices: &mut Vec<String>) -> Result<(), Error> {
-        let families = self.families(notices)?;
         let mut before: Vec<(&Programs, Tables)> = Vec::new();
-        for programs in families {
+        for programs in self.families(plan, notices)? {
             before.push((programs, self.read(programs)?));
+        }
+        let policies = Policies::read()?;
+        if let Err(error) = policies.add(plan) {
+            return Err(policies.put_back(error));
         }
         for index in 0..before.len() {
             let Some((programs, current)) = before.get(index) else { break };
             let mut wanted = render::tables(plan, programs.family);
-            self.leftovers(programs).mark(current, &mut wanted)?;
-            if let Err(error) = self.restore(programs, &current.way_to(&wanted), notices) {
-                return Err(self.undo(error, before.get(..=index).unwrap_or_default(), notices));
+            let outcome = self.leftovers(programs).mark(current, &mut wanted);
+            let outcome = outcome.and_then(|()| self.lead(programs, current, &wanted, notices));
+            if let Err(error) = outcome {
+                let error = self.undo(error, before.get(..=index).unwrap_or_default(), notices);
+                return Err(policies.put_back(error));
             }
         }
-        Ok(())
+        Policies::remove_unwanted(plan)
     }
 
     /// Puts back what the families held before, and returns the error that made it necessary.
@@ -121,6 +133,22 @@ impl Iptables {
         error
     }
 
+    /// Our rules as `iptables-save` prints them, IPv4 before IPv6, each after its table: `nat -A OUTPUT …`.
+    pub(crate) fn rules(&self) -> Result<Vec<(Family, String)>, Error> {
+        let mut all = Vec::new();
+        for programs in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
+            let rules = self.read(programs)?.rules();
+            all.extend(rules.into_iter().map(|rule| (programs.family, rule)));
+        }
+        Ok(all)
+    }
+
+    /// The same as a plan wants it.
+    pub(crate) fn wanted(&self, plan: &Plan) -> Vec<(Family, String)> {
+        let families = Family::ALL.into_iter().filter(|family| *family == Family::V4 || self.has_v6());
+        families.flat_map(|family| render::tables(plan, family).rules().into_iter().map(move |r| (family, r))).collect()
+    }
+
     /// Whether anything of ours is there.
     pub(crate) fn holds_ours(&self) -> Result<bool, Error> {
         for programs in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
@@ -129,6 +157,16 @@ impl Iptables {
             }
         }
         Ok(false)
+    }
+
+    /// Takes out what decides about new connections and leaves what carries the open ones.
+    pub(crate) fn let_drain(&self, notices: &mut Vec<String>) -> Result<(), Error> {
+        for programs in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
+            let mut target = self.read(programs)?;
+            target.let_drain();
+            self.converge(programs, &target, notices)?;
+        }
+        Ok(())
     }
 
     /// `false` when there was nothing of ours.
@@ -146,45 +184,78 @@ impl Iptables {
         if current.holds_same(target) {
             return Ok(false);
         }
-        self.restore(programs, &current.way_to(target), notices)?;
-        self.leftovers(programs).sweep(&current, target)?;
+        self.lead(programs, &current, target, notices)?;
         Ok(true)
     }
 
-    fn leftovers(&self, programs: &Programs) -> Leftovers {
-        Leftovers::new(programs.family, self.legacy)
+    /// Leads the tables of a family from one state to another, and deletes what nobody needs after that.
+    fn lead(
+        &self,
+        programs: &Programs,
+        current: &Tables,
+        target: &Tables,
+        notices: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        // The notes of what can be deleted go last, for we may be killed before it.
+        let leftovers = self.leftovers(programs);
+        let mut first = target.clone();
+        leftovers.keep_notes(current, &mut first);
+        if !current.holds_same(&first) {
+            self.restore(programs, &current.way_to(&first), notices)?;
+        }
+        if let Err(error) = leftovers.sweep(current, target) {
+            // An nft that is here and does not work. What it would have deleted is empty and harms nobody.
+            let left = self.read(programs)?;
+            self.restore(programs, &left.way_to(target), notices)?;
+            notices.push(format!("empty chains that iptables-nft made for us could not be deleted: {error}"));
+        }
+        Ok(())
     }
 
-    fn families(&self, notices: &mut Vec<String>) -> Result<Vec<&Programs>, Error> {
-        let has_v6 = Path::new("/proc/sys/net/ipv6").exists();
+    fn leftovers(&self, programs: &Programs) -> Leftovers {
+        Leftovers::new(programs.family, self.variant == Variant::Legacy)
+    }
+
+    /// The families whose tables must be looked at: also the one that is to hold nothing, for it may hold something.
+    fn families(&self, plan: &Plan, notices: &mut Vec<String>) -> Result<Vec<&Programs>, Error> {
         match &self.v6 {
-            Some(v6) if has_v6 => Ok(vec![&self.v4, v6]),
-            None if has_v6 => Err(Error::NoBackend(format!(
-                "{} is here without ip6tables-restore and ip6tables-save, and IPv6 connections would go past the sidecar",
+            Some(v6) if self.has_v6() => Ok(vec![&self.v4, v6]),
+            None if self.has_v6() && plan.families.contains(&Family::V6) => Err(Error::NoBackend(format!(
+                "{} is here without ip6tables-restore and ip6tables-save, and IPv6 connections would go past the sidecar; \
+                 --ipv6 off would accept that",
                 self.version
             ))),
             _ => {
-                notices.push("this kernel has no IPv6: only IPv4 rules are installed".to_owned());
+                if plan.families.contains(&Family::V6) {
+                    notices.push("this kernel has no IPv6: only IPv4 rules are installed".to_owned());
+                }
                 Ok(vec![&self.v4])
             }
         }
     }
 
+    fn has_v6(&self) -> bool {
+        Path::new("/proc/sys/net/ipv6").exists()
+    }
+
     /// What is there. Without `-t`, the save programs look at tables that exist, and so make none.
     fn read(&self, programs: &Programs) -> Result<Tables, Error> {
         // The legacy program is not even started when no legacy table exists: some versions load modules.
-        if self.legacy && !has_legacy_tables(programs.family) {
+        if self.variant == Variant::Legacy && !has_legacy_tables(programs.family) {
             return Ok(Tables::default());
         }
         let ended = programs.save.run(&[], "")?;
         if !ended.success {
             return Err(ended.refusal(programs.save.name().to_owned(), "", REMEDY));
         }
-        Ok(Tables::parse(&ended.stdout))
+        let mut tables = Tables::parse(&ended.stdout);
+        // What is put back must be what was there, and 1.8.9 prints the name of a policy cut short.
+        tables.name_policies(render::timeout_name(programs.family));
+        Ok(tables)
     }
 
     fn restore(&self, programs: &Programs, script: &str, notices: &mut Vec<String>) -> Result<(), Error> {
-        let seconds = LOCK_WAIT.as_secs().to_string();
+        let seconds = self.wait.as_secs().to_string();
         // Without -w, legacy 1.8.9 waits for ever; nf_tables needs no lock and ignores it.
         let arguments = ["--noflush", "-w", &seconds];
         let mut ended = programs.restore.run(&arguments, script)?;
@@ -208,12 +279,77 @@ impl Iptables {
     }
 }
 
+/// The time-out policies to which the rules refer, as they were before.
+struct Policies(Vec<(Family, Option<Duration>)>);
+
+impl Policies {
+    fn read() -> Result<Self, Error> {
+        let get = |family| Ok((family, timeout::get(render::timeout_name(family))?));
+        Family::ALL.into_iter().map(get).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn add(&self, plan: &Plan) -> Result<(), Error> {
+        match plan.close_wait {
+            Some(_) => plan
+                .families
+                .iter()
+                .try_for_each(|family| timeout::set(render::timeout_name(*family), *family, plan.close_wait)),
+            None => Ok(()),
+        }
+    }
+
+    fn put_back(&self, error: Error) -> Error {
+        for (family, before) in &self.0 {
+            if let Err(undo) = timeout::set(render::timeout_name(*family), *family, *before) {
+                return error.with_undo_failure(undo.to_string());
+            }
+        }
+        error
+    }
+
+    fn remove_unwanted(plan: &Plan) -> Result<(), Error> {
+        let wanted = |family: &Family| plan.close_wait.is_some() && plan.families.contains(family);
+        Family::ALL
+            .into_iter()
+            .filter(|family| !wanted(family))
+            .try_for_each(|family| timeout::set(render::timeout_name(family), family, None))
+    }
+}
+
+/// What makes the policies that a plan needs, for `print`.
+pub(crate) fn policy_commands(plan: &Plan) -> Vec<String> {
+    let command = |(family, close_wait): (&Family, Duration)| {
+        let layer = if *family == Family::V4 { "inet" } else { "inet6" };
+        let (name, seconds) = (render::timeout_name(*family), close_wait.as_secs());
+        format!("nfct timeout add {name} {layer} tcp close_wait {seconds}")
+    };
+    plan.families.iter().zip(plan.close_wait.iter().copied().cycle()).map(command).collect()
+}
+
+/// The time-out policies that are there, in words.
+pub(crate) fn policies() -> Result<Vec<String>, Error> {
+    let there = Policies::read()?.0.into_iter().filter(|(_, policy)| policy.is_some());
+    Ok(there.map(|(family, _)| format!("the time-out policy {}", render::timeout_name(family))).collect())
+}
+
+/// Removes the time-out policies. `true` when there was one.
+pub(crate) fn remove_policies() -> Result<bool, Error> {
+    let mut found = false;
+    for (family, policy) in Policies::read()?.0 {
+        if policy.is_some() {
+            timeout::set(render::timeout_name(family), family, None)?;
+            found = true;
+        }
+    }
+    Ok(found)
+}
+
 fn lock_file_is_out_of_reach(ended: &Ended) -> bool {
     !ended.success && ended.stderr.contains("can't open lock file")
 }
 
-/// `/proc/net` would be that of the main thread.
-fn has_legacy_tables(family: Family) -> bool {
+/// Whether legacy tables exist in this network namespace. `/proc/net` would be that of the main thread.
+pub(crate) fn has_legacy_tables(family: Family) -> bool {
     let name = match family {
         Family::V4 => "ip_tables_names",
         Family::V6 => "ip6_tables_names",

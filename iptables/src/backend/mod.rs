@@ -3,16 +3,35 @@
 pub mod iptables;
 pub mod nft;
 
+use std::{fmt, str::FromStr, time::Duration};
+
 use serde::Serialize;
 
-use crate::{Error, plan::Plan};
-use iptables::Iptables;
+use crate::{
+    Error, InvalidOption,
+    netlink::{nf_tables, refused},
+    plan::{ChainName, Family, Plan},
+};
+use iptables::{Iptables, Variant};
 use nft::Nft;
 
+/// The chains that decide about new connections; without their rules, open connections are carried on.
+pub(crate) const DECIDING: [ChainName; 8] = [
+    ChainName::Peers,
+    ChainName::PeersFrom,
+    ChainName::Intercept,
+    ChainName::Inbound,
+    ChainName::Outbound,
+    ChainName::OutboundTo,
+    ChainName::OutboundPorts,
+    ChainName::Dns,
+];
+
 /// Whose choice the backend is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// Ours: nft where it works, else iptables.
+    /// Ours: nft where it works, else what the host uses of iptables.
+    #[default]
     Auto,
     /// The user's.
     Fixed(Kind),
@@ -20,35 +39,90 @@ pub enum Choice {
 
 /// The backends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// `nft -f`: both families in one transaction.
     Nft,
-    /// `iptables-restore` and `ip6tables-restore`, whichever kernel interface they speak to.
-    Iptables,
+    /// `iptables-restore` and `ip6tables-restore` that speak to nf_tables.
+    IptablesNft,
+    /// The same that speak to the kernel's older interface.
+    IptablesLegacy,
 }
 
 impl Kind {
+    /// All, the best first.
+    pub const ALL: [Kind; 3] = [Kind::Nft, Kind::IptablesNft, Kind::IptablesLegacy];
+
     /// As the command line spells it.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Nft => "nft",
-            Kind::Iptables => "iptables",
+            Kind::IptablesNft => "iptables-nft",
+            Kind::IptablesLegacy => "iptables-legacy",
         }
+    }
+
+    fn missing(self) -> &'static str {
+        match self {
+            Kind::Nft => nft::MISSING,
+            Kind::IptablesNft => Variant::Nft.missing(),
+            Kind::IptablesLegacy => Variant::Legacy.missing(),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Choice::Auto => f.write_str("auto"),
+            Choice::Fixed(kind) => kind.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Choice {
+    type Err = InvalidOption;
+
+    fn from_str(text: &str) -> Result<Self, InvalidOption> {
+        if text == "auto" {
+            return Ok(Choice::Auto);
+        }
+        Kind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .map(Choice::Fixed)
+            .ok_or_else(|| InvalidOption(format!("{text:?} is none of auto, nft, iptables-nft, iptables-legacy")))
     }
 }
 
 /// A backend whose tools are there.
 pub(crate) enum Backend {
     Nft(Nft),
-    Iptables(Iptables),
+    Iptables(Box<Iptables>),
 }
 
 impl Backend {
+    fn find(kind: Kind, wait: Duration) -> Option<Self> {
+        match kind {
+            Kind::Nft => Nft::find().map(Backend::Nft),
+            Kind::IptablesNft => Iptables::find(Variant::Nft, wait).map(Box::new).map(Backend::Iptables),
+            Kind::IptablesLegacy => Iptables::find(Variant::Legacy, wait).map(Box::new).map(Backend::Iptables),
+        }
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Backend::Nft(_) => Kind::Nft,
-            Backend::Iptables(_) => Kind::Iptables,
+            Backend::Iptables(iptables) => match iptables.variant {
+                Variant::Nft => Kind::IptablesNft,
+                Variant::Legacy => Kind::IptablesLegacy,
+            },
         }
     }
 
@@ -68,6 +142,14 @@ impl Backend {
         }
     }
 
+    /// Lets new connections go their own way, and carries the open ones on.
+    pub(crate) fn let_drain(&self, notices: &mut Vec<String>) -> Result<(), Error> {
+        match self {
+            Backend::Nft(nft) => nft.let_drain(),
+            Backend::Iptables(iptables) => iptables.let_drain(notices),
+        }
+    }
+
     /// Whether rules of ours are there.
     pub(crate) fn holds_ours(&self) -> Result<bool, Error> {
         match self {
@@ -76,18 +158,32 @@ impl Backend {
         }
     }
 
+    /// Our rules as the kernel has them.
+    pub(crate) fn held(&self) -> Result<Held, Error> {
+        match self {
+            Backend::Nft(nft) => Ok(Held::of_nft(&nft.listing()?)),
+            Backend::Iptables(iptables) => Ok(Held::of_iptables(&iptables.rules()?)),
+        }
+    }
+
+    /// Our rules as the plan wants them.
+    pub(crate) fn wanted(&self, plan: &Plan) -> Held {
+        match self {
+            Backend::Nft(_) => Held::of_nft(&nft::render(plan)),
+            Backend::Iptables(iptables) => Held::of_iptables(&iptables.wanted(plan)),
+        }
+    }
+
     /// Removes the rules that an earlier run has put in with another tool. A tool that cannot even read (iptables-nft
     /// gives up on tables that hold rules of native nft) is a notice: it cannot be the one that wrote them.
-    pub(crate) fn remove_elsewhere(&self, notices: &mut Vec<String>) -> Result<(), Error> {
-        for other in every() {
-            let same = match (self, &other) {
-                (Backend::Nft(_), Backend::Nft(_)) => true,
-                (Backend::Iptables(ours), Backend::Iptables(other)) => ours.speaks_like(other),
-                _ => false,
-            };
-            if same {
+    pub(crate) fn remove_elsewhere(&self, wait: Duration, notices: &mut Vec<String>) -> Result<(), Error> {
+        for kind in holders()?.into_iter().filter(|kind| *kind != self.kind()) {
+            let Some(other) = Backend::find(kind, wait) else {
+                if kind != Kind::IptablesLegacy {
+                    notices.push(format!("{kind} may hold an earlier set of ours, but {}", kind.missing()));
+                }
                 continue;
-            }
+            };
             match other.holds_ours() {
                 Ok(false) => {}
                 Ok(true) => {
@@ -111,72 +207,189 @@ impl Backend {
     }
 }
 
-/// Every backend whose tools are there. Looking changes nothing in the kernel.
-fn every() -> Vec<Backend> {
-    let nft = Nft::find().map(Backend::Nft);
-    nft.into_iter().chain(Iptables::find_all().into_iter().map(Backend::Iptables)).collect()
+/// One rule of ours: the chain it stands in, its comment, and its words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HeldRule {
+    pub(crate) family: Option<Family>,
+    pub(crate) chain: String,
+    pub(crate) comment: String,
+    pub(crate) words: String,
 }
 
-/// The backends that `remove` must look into.
-pub(crate) fn present(choice: Choice) -> Result<Vec<Backend>, Error> {
-    let mut backends = every();
+/// The rules of ours that are somewhere, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Held(pub(crate) Vec<HeldRule>);
+
+impl Held {
+    fn of_nft(text: &str) -> Self {
+        let mut rules = Vec::new();
+        for (chain, lines) in nft::rules(text) {
+            rules.extend(lines.into_iter().map(|(words, comment)| HeldRule {
+                family: None,
+                chain: chain.clone(),
+                comment,
+                words,
+            }));
+        }
+        Self(rules)
+    }
+
+    fn of_iptables(rules: &[(Family, String)]) -> Self {
+        let read = |(family, rule): &(Family, String)| {
+            let mut words = rule.split(' ');
+            let (table, _, chain) = (words.next()?, words.next()?, words.next()?);
+            let mut words = words.skip_while(|word| *word != "--comment").skip(1);
+            let comment = words.next().unwrap_or_default().trim_matches('"').to_owned();
+            Some(HeldRule { family: Some(*family), chain: format!("{table} {chain}"), comment, words: rule.clone() })
+        };
+        Self(rules.iter().filter_map(read).collect())
+    }
+
+    /// Whether there are rules that decide about new connections.
+    pub(crate) fn decides(&self) -> bool {
+        self.0.iter().any(|rule| {
+            let chain = rule.chain.split(' ').next_back().unwrap_or_default();
+            let chain = chain.strip_prefix(iptables::PREFIX).unwrap_or(chain);
+            DECIDING.iter().any(|deciding| deciding.name().eq_ignore_ascii_case(chain))
+        })
+    }
+
+    /// The ports of this host to which they lead.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let port = |words: &str| {
+            let after = ["to :", "--to-ports ", "--on-port "].iter().find_map(|flag| words.split_once(flag))?.1;
+            after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        };
+        let mut ports: Vec<u16> = self.0.iter().filter_map(|rule| port(&rule.words)).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}
+
+/// Which backends may hold rules of ours. Of those that speak to nf_tables the kernel itself tells; of the legacy ones it
+/// tells whether there are tables at all, and so looking changes nothing.
+fn holders() -> Result<Vec<Kind>, Error> {
+    let legacy = Family::ALL.into_iter().any(iptables::has_legacy_tables);
+    let look = "run as root or with the capability NET_ADMIN";
+    let sets = nf_tables::sets(iptables::PREFIX).map_err(refused("list the chains of nf_tables", look))?;
+    let sets = sets.unwrap_or_default();
+    let may_hold = |kind: &Kind| match kind {
+        Kind::Nft => sets.native,
+        Kind::IptablesNft => sets.iptables,
+        Kind::IptablesLegacy => legacy,
+    };
+    Ok(Kind::ALL.into_iter().filter(may_hold).collect())
+}
+
+/// A word about legacy tables in which nobody can look: they may be somebody else's alone, and nothing but their own tool
+/// can tell.
+pub(crate) fn legacy_out_of_reach(wait: Duration) -> Option<String> {
+    let legacy = Family::ALL.into_iter().any(iptables::has_legacy_tables);
+    (legacy && Backend::find(Kind::IptablesLegacy, wait).is_none()).then(|| {
+        format!(
+            "legacy tables are in use here, but {}: whether rules of ours are in them is not known",
+            Variant::Legacy.missing()
+        )
+    })
+}
+
+/// The backends that may hold rules of ours, of those that are asked for.
+pub(crate) fn present(choice: Choice, wait: Duration) -> Result<Vec<Backend>, Error> {
+    let asked = |kind: &Kind| choice == Choice::Auto || choice == Choice::Fixed(*kind);
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for kind in holders()?.into_iter().filter(asked) {
+        match Backend::find(kind, wait) {
+            Some(backend) => found.push(backend),
+            None if kind == Kind::IptablesLegacy && choice == Choice::Auto => {}
+            None => missing.push(format!("rules of ours may be in {kind}, but {}", kind.missing())),
+        }
+    }
+    if missing.is_empty() { Ok(found) } else { Err(Error::NoBackend(missing.join("; "))) }
+}
+
+/// The backend for `install`, and why.
+///
+/// nft is asked with `nft --check`, which runs the real transaction and takes it back. iptables is not asked at all,
+/// since looking at a legacy table registers it: which tables are registered is read from `/proc`, and whether the
+/// kernel has nf_tables is asked of the kernel itself.
+pub(crate) fn choose(choice: Choice, plan: &Plan, wait: Duration) -> Result<(Backend, String), Error> {
     if let Choice::Fixed(kind) = choice {
-        backends.retain(|backend| backend.kind() == kind);
+        let backend = Backend::find(kind, wait).ok_or_else(|| Error::NoBackend(kind.missing().to_owned()))?;
+        return Ok((backend, format!("--backend {kind} was given")));
     }
-    if backends.is_empty() {
-        return Err(Error::NoBackend(match choice {
-            Choice::Auto => format!("{}; {}", nft::MISSING, iptables::MISSING),
-            Choice::Fixed(Kind::Nft) => nft::MISSING.to_owned(),
-            Choice::Fixed(Kind::Iptables) => iptables::MISSING.to_owned(),
-        }));
+    let against_nft = match Nft::find() {
+        None => nft::MISSING.to_owned(),
+        Some(nft) => match nft.check(plan) {
+            Ok(()) => {
+                return Ok((Backend::Nft(nft), "nft is here and the kernel takes the rules from it".to_owned()));
+            }
+            Err(error @ Error::NotPermitted { .. }) => return Err(error),
+            Err(error) => {
+                if Kind::ALL.into_iter().skip(1).all(|kind| Backend::find(kind, wait).is_none()) {
+                    return Err(error);
+                }
+                format!("nft does not work here ({error})")
+            }
+        },
+    };
+    let (order, reason) = iptables_order();
+    for kind in order {
+        if let Some(backend) = Backend::find(kind, wait) {
+            let why = format!("{against_nft}; {reason}; {} is here", backend.describe());
+            return Ok((backend, why));
+        }
     }
-    Ok(backends)
+    Err(Error::NoBackend(format!("{against_nft}; {}; {}", Variant::Nft.missing(), Variant::Legacy.missing())))
 }
 
-/// The backend for `install`, and why. The kernel is asked with `nft --check`, which runs the real transaction and
-/// takes it back; iptables is not asked at all, since looking at a legacy table registers it.
-pub(crate) fn choose(choice: Choice, plan: &Plan) -> Result<(Backend, String), Error> {
-    let asked = |kind: Kind| format!("--backend {} was given", kind.name());
+/// Which iptables to look for first, and why.
+fn iptables_order() -> ([Kind; 2], &'static str) {
+    let (nft_first, legacy_first) =
+        ([Kind::IptablesNft, Kind::IptablesLegacy], [Kind::IptablesLegacy, Kind::IptablesNft]);
+    if Family::ALL.into_iter().any(iptables::has_legacy_tables) {
+        return (legacy_first, "legacy tables are in use in this network namespace");
+    }
+    match nf_tables::sets(iptables::PREFIX).map(|sets| sets.is_some()) {
+        Ok(true) => (nft_first, "no legacy tables are in use, and the kernel has nf_tables"),
+        Ok(false) => (legacy_first, "the kernel has no nf_tables"),
+        Err(_) => (nft_first, "no legacy tables are in use"),
+    }
+}
+
+/// What `install` would most likely choose, without asking the kernel for what needs a privilege.
+pub(crate) fn choose_unprivileged(choice: Choice, wait: Duration) -> (Kind, String) {
     match choice {
-        Choice::Fixed(Kind::Nft) => match Nft::find() {
-            Some(nft) => Ok((Backend::Nft(nft), asked(Kind::Nft))),
-            None => Err(Error::NoBackend(nft::MISSING.to_owned())),
-        },
-        Choice::Fixed(Kind::Iptables) => match Iptables::find() {
-            Some(iptables) => Ok((Backend::Iptables(iptables), asked(Kind::Iptables))),
-            None => Err(Error::NoBackend(iptables::MISSING.to_owned())),
-        },
+        Choice::Fixed(kind) => (kind, format!("--backend {kind} was given")),
+        Choice::Auto if Nft::find().is_some() => (Kind::Nft, "nft is here; install also asks the kernel".to_owned()),
         Choice::Auto => {
-            let against_nft = match Nft::find() {
-                None => nft::MISSING.to_owned(),
-                Some(nft) => match nft.check(plan) {
-                    Ok(()) => {
-                        return Ok((
-                            Backend::Nft(nft),
-                            "nft is here and the kernel takes the rules from it".to_owned(),
-                        ));
-                    }
-                    Err(error) if Iptables::find().is_none() => return Err(error),
-                    Err(error) => format!("nft does not work here ({error})"),
-                },
-            };
-            match Iptables::find() {
-                Some(iptables) => {
-                    let why = format!("{against_nft}; {} is here", iptables.describe());
-                    Ok((Backend::Iptables(iptables), why))
-                }
-                None => Err(Error::NoBackend(format!("{against_nft}; {}", iptables::MISSING))),
+            let (order, reason) = iptables_order();
+            match order.into_iter().find(|kind| Backend::find(*kind, wait).is_some()) {
+                Some(kind) => (kind, format!("{}; {reason}", nft::MISSING)),
+                None => (Kind::Nft, format!("{}, and no iptables-restore; these are nft's rules", nft::MISSING)),
             }
         }
     }
 }
 
-/// What `install` would most likely choose, without asking the kernel.
-pub(crate) fn choose_unprivileged(choice: Choice) -> (Kind, String) {
-    match choice {
-        Choice::Fixed(kind) => (kind, format!("--backend {} was given", kind.name())),
-        Choice::Auto if Nft::find().is_some() => (Kind::Nft, "nft is here; install also asks the kernel".to_owned()),
-        Choice::Auto if iptables::is_here() => (Kind::Iptables, format!("{}; iptables-restore is here", nft::MISSING)),
-        Choice::Auto => (Kind::Nft, format!("{}; {}; these are nft's rules", nft::MISSING, iptables::MISSING)),
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::Options;
+
+    #[test]
+    fn the_ports_of_a_set_are_found_in_every_language() {
+        let plan = Plan::new(&Options { dns_port: Some(15053), ..Options::default() }).unwrap();
+        let nft = Held::of_nft(&nft::render(&plan));
+        assert_eq!(nft.ports(), [15001, 15006, 15053]);
+        assert!(nft.0.iter().all(|rule| !rule.comment.is_empty()), "{nft:?}");
+        let rules =
+            [(Family::V6, "nat -A OUTRIGGER_X -p tcp -m comment --comment \"a-b\" -j REDIRECT --to-ports 7".into())];
+        let held = Held::of_iptables(&rules);
+        assert_eq!(
+            (held.ports(), held.0[0].comment.as_str(), held.0[0].chain.as_str()),
+            (vec![7], "a-b", "nat OUTRIGGER_X")
+        );
     }
 }

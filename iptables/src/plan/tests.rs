@@ -1,88 +1,48 @@
-//! The plan's decisions, read by a small evaluator that walks the rules as the kernel does.
+//! The plan's decisions for packets whose fate is known beforehand.
 
 use super::*;
-use crate::parse_cidr;
-
-/// A packet that opens a connection, unless said otherwise.
-struct Packet {
-    from: IpAddr,
-    to: IpAddr,
-    port: u16,
-    uid: u32,
-    opening: bool,
-    invalid: bool,
-    /// Addresses of the host beside loopback.
-    host: Vec<IpAddr>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Decision {
-    Direct,
-    Redirected(u16),
-    Dropped,
-}
-use Decision::{Direct, Dropped, Redirected};
+use crate::{options::Proxy, parse_cidr};
+use Decision::{Direct, Dropped, Redirected, Transparent};
 
 const APP: u32 = 1000;
 const PROXY: u32 = 1337;
 
 impl Packet {
+    /// A TCP segment that opens a connection, on a host with these addresses beside loopback.
     fn new(from: &str, to: &str, port: u16, uid: u32) -> Self {
-        let host = ["10.0.0.2", "fd00::2", "fe80::2"].map(|text| text.parse().unwrap()).to_vec();
-        let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
-        Self { from, to, port, uid, opening: true, invalid: false, host }
-    }
-
-    fn is_to_this_host(&self) -> bool {
-        self.to.is_loopback() || self.host.contains(&self.to)
-    }
-
-    fn holds(&self, property: &Match) -> bool {
-        let same_family = |net: &IpNet| net.addr().is_ipv4() == self.to.is_ipv4();
-        match property {
-            Match::Tcp => true,
-            Match::Opening => self.opening,
-            Match::Invalid => self.invalid,
-            Match::ToThisHost | Match::ViaLoopback => self.is_to_this_host(),
-            Match::From(nets) => nets.iter().any(|net| net.contains(&self.from)),
-            Match::To(nets) => nets.iter().any(|net| net.contains(&self.to)),
-            Match::NotTo(net) => same_family(net) && !net.contains(&self.to),
-            Match::ToPorts(ranges) => ranges.iter().any(|range| range.contains(self.port)),
-            Match::Uid(uid) => self.uid == *uid,
+        let host = ["10.0.0.2", "fd00::2", "fe80::2"].map(|text| text.parse::<IpAddr>().unwrap());
+        let here =
+            |address: IpAddr| address.is_loopback() || host.contains(&address) || address == IpAddr::V6(LEG_ADDRESS_V6);
+        let (from, to): (IpAddr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        Self {
+            protocol: Tcp,
+            from,
+            from_port: 40_000,
+            to,
+            to_port: port,
+            opening: true,
+            invalid: false,
+            reply: false,
+            connection_mark: 0,
+            mark: 0,
+            uid: Some(uid),
+            gid: Some(uid),
+            interface: if here(to) && here(from) { "lo" } else { "eth0" }.to_owned(),
+            from_this_host: here(from),
+            to_this_host: here(to),
         }
-    }
-
-    fn walk(&self, plan: &Plan, name: ChainName) -> Option<Decision> {
-        let chain = plan.chains.iter().find(|chain| chain.name == name).expect("a chain that is called is there");
-        for rule in chain.rules.iter().filter(|rule| rule.matches.iter().all(|property| self.holds(property))) {
-            match rule.verdict {
-                Verdict::Return => return None,
-                Verdict::Drop => return Some(Dropped),
-                Verdict::Redirect(port) => return Some(Redirected(port)),
-                Verdict::Jump(to) => {
-                    if let Some(decision) = self.walk(plan, to) {
-                        return Some(decision);
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    fn at(&self, plan: &Plan, points: &[Point]) -> Decision {
-        let hooks = points.iter().flat_map(|point| plan.hooks.iter().filter(move |hook| hook.point == *point));
-        hooks
-            .filter(|hook| hook.guard.iter().all(|property| self.holds(property)))
-            .find_map(|hook| self.walk(plan, hook.chain))
-            .unwrap_or(Direct)
     }
 
     fn arriving(&self, plan: &Plan) -> Decision {
-        self.at(plan, &[Point::FilterPrerouting, Point::NatPrerouting])
+        plan.decide(&Self { uid: None, gid: None, ..self.clone() }, Way::Arriving).decision
     }
 
     fn leaving(&self, plan: &Plan) -> Decision {
-        self.at(plan, &[Point::NatOutput])
+        plan.decide(&Self { interface: self.way_out(), ..self.clone() }, Way::Leaving).decision
+    }
+
+    fn way_out(&self) -> String {
+        if self.to_this_host { "lo".to_owned() } else { self.interface.clone() }
     }
 }
 
@@ -93,6 +53,14 @@ fn plan(change: impl FnOnce(&mut Options)) -> Plan {
 }
 
 fn ports(list: &[&str]) -> Vec<PortRange> {
+    list.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn nets(list: &[&str]) -> Vec<IpNet> {
+    list.iter().map(|text| parse_cidr(text).unwrap()).collect()
+}
+
+fn interfaces(list: &[&str]) -> Vec<Interface> {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
 
@@ -193,9 +161,164 @@ fn ports_and_uid_are_the_given_ones() {
     let plan = plan(|options| {
         options.inbound_port = 1;
         options.outbound_port = 2;
-        options.proxy_uid = 3;
+        options.proxy.uid = Some(3);
     });
     assert_eq!(Packet::new("10.0.0.9", "10.0.0.2", 80, 0).arriving(&plan), Redirected(1));
     assert_eq!(Packet::new("10.0.0.2", "10.0.0.9", 80, PROXY).leaving(&plan), Redirected(2));
     assert_eq!(Packet::new("10.0.0.2", "10.0.0.9", 80, 3).leaving(&plan), Direct);
+}
+
+#[test]
+fn each_sign_of_the_sidecar_is_enough_and_nothing_else_is() {
+    let proxy = Proxy { uid: None, gid: Some(7), mark: Some("0x10/0x30".parse().unwrap()) };
+    let plan = plan(|options| options.proxy = proxy);
+    let mut packet = Packet::new("10.0.0.2", "10.0.0.9", 80, PROXY);
+    assert_eq!(packet.leaving(&plan), Redirected(15001), "no uid was given");
+    packet.gid = Some(7);
+    assert_eq!(packet.leaving(&plan), Direct);
+    packet.gid = Some(8);
+    for (mark, wanted) in [(0x10, Direct), (0xff10 & !0x20, Direct), (0x30, Redirected(15001)), (0, Redirected(15001))]
+    {
+        packet.mark = mark;
+        assert_eq!(packet.leaving(&plan), wanted, "mark {mark:#x}");
+    }
+}
+
+#[test]
+fn of_several_inclusions_all_must_hold_and_an_exclusion_wins() {
+    let plan = plan(|options| {
+        options.include_inbound_ports = ports(&["8080", "22"]);
+        options.exclude_inbound_ports = ports(&["22"]);
+        options.include_inbound_cidrs = nets(&["10.0.0.0/24", "fd00::/64"]);
+        options.include_outbound_ports = ports(&["80", "443"]);
+        options.include_outbound_cidrs = nets(&["10.0.0.0/16"]);
+        options.exclude_outbound_cidrs = nets(&["10.0.1.0/24"]);
+        options.include_interfaces = interfaces(&["eth*"]);
+        options.exclude_interfaces = interfaces(&["eth7"]);
+    });
+    let arriving = |from: &str, port, interface: &str| {
+        let mut packet = Packet::new(from, if from.contains('.') { "10.0.0.2" } else { "fd00::2" }, port, 0);
+        packet.interface = interface.to_owned();
+        packet.arriving(&plan)
+    };
+    assert_eq!(arriving("10.0.0.9", 8080, "eth0"), Redirected(15006));
+    assert_eq!(arriving("fd00::9", 8080, "eth1"), Redirected(15006));
+    assert_eq!(arriving("10.0.0.9", 22, "eth0"), Direct);
+    assert_eq!(arriving("10.0.0.9", 8081, "eth0"), Direct);
+    assert_eq!(arriving("10.0.1.9", 8080, "eth0"), Direct);
+    assert_eq!(arriving("10.0.0.9", 8080, "wlan0"), Direct);
+    assert_eq!(arriving("10.0.0.9", 8080, "eth7"), Direct);
+    // What dials the sidecar itself from outside is always met by the sidecar.
+    assert_eq!(arriving("10.0.0.9", 15001, "eth0"), Redirected(15006));
+    assert_eq!(arriving("10.0.0.9", 15006, "eth0"), Redirected(15006));
+    let leaving = |to: &str, port, interface: &str| {
+        let mut packet = Packet::new("10.0.0.2", to, port, APP);
+        packet.interface = interface.to_owned();
+        packet.leaving(&plan)
+    };
+    assert_eq!(leaving("10.0.0.9", 80, "eth0"), Redirected(15001));
+    assert_eq!(leaving("10.0.0.9", 81, "eth0"), Direct);
+    assert_eq!(leaving("10.1.0.9", 80, "eth0"), Direct);
+    assert_eq!(leaving("10.0.1.9", 80, "eth0"), Direct);
+    assert_eq!(leaving("10.0.0.9", 80, "wlan0"), Direct);
+    assert_eq!(leaving("10.0.0.9", 80, "eth7"), Direct);
+}
+
+#[test]
+fn users_that_are_excluded_are_left_alone() {
+    let plan = plan(|options| options.exclude_uids = vec!["5".parse().unwrap(), "100-200".parse().unwrap()]);
+    for (uid, wanted) in [(5, Direct), (100, Direct), (200, Direct), (201, Redirected(15001)), (0, Redirected(15001))] {
+        assert_eq!(Packet::new("10.0.0.2", "10.0.0.9", 80, uid).leaving(&plan), wanted, "uid {uid}");
+    }
+}
+
+#[test]
+fn a_self_call_goes_where_the_options_say() {
+    let plan = plan(|options| options.self_call = SelfCall::Inbound);
+    assert_eq!(Packet::new("10.0.0.2", "10.0.0.2", 80, APP).leaving(&plan), Redirected(15006));
+    assert_eq!(Packet::new("fd00::2", "fd00::2", 80, APP).leaving(&plan), Redirected(15006));
+    assert_eq!(Packet::new("10.0.0.2", "10.0.0.2", TELEMETRY_PORT, APP).leaving(&plan), Direct);
+    assert_eq!(Packet::new("127.0.0.1", "127.0.0.1", 80, APP).leaving(&plan), Direct);
+    assert_eq!(Packet::new("::1", "::1", 80, APP).leaving(&plan), Direct);
+    // The sidecar's leg that follows must not come back to it.
+    assert_eq!(Packet::new("127.0.0.6", "10.0.0.2", 80, PROXY).leaving(&plan), Direct);
+}
+
+#[test]
+fn invalid_segments_pass_when_that_is_asked_for() {
+    let plan = plan(|options| options.drop_invalid = false);
+    let mut packet = Packet::new("10.0.0.9", "10.0.0.2", 80, APP);
+    (packet.opening, packet.invalid) = (false, true);
+    assert_eq!(packet.arriving(&plan), Direct);
+}
+
+#[test]
+fn tproxy_takes_a_connection_from_its_first_segment_to_its_last_and_no_other() {
+    let plan = plan(|options| {
+        options.mode = Mode::Tproxy;
+        options.exclude_inbound_ports = ports(&["22"]);
+    });
+    let mut packet = Packet::new("10.0.0.9", "10.0.0.2", 8080, 0);
+    let first = plan.decide(&Packet { uid: None, ..packet.clone() }, Way::Arriving);
+    assert_eq!((first.decision, first.connection_mark), (Transparent(15006), INTERCEPTED));
+    packet.opening = false;
+    assert_eq!(packet.arriving(&plan), Direct, "a connection that was open before");
+    packet.connection_mark = INTERCEPTED;
+    assert_eq!(packet.arriving(&plan), Transparent(15006));
+    packet.reply = true;
+    assert_eq!(packet.arriving(&plan), Direct, "an answer to the sidecar's own connection");
+    assert_eq!(Packet::new("10.0.0.9", "10.0.0.2", 22, 0).arriving(&plan), Direct);
+    assert_eq!(Packet::new("172.17.0.5", "192.0.2.1", 443, 0).arriving(&plan), Direct, "forwarded for others");
+}
+
+#[test]
+fn the_answers_to_a_transparent_leg_are_routed_to_the_sidecar() {
+    let plan = plan(|options| options.mode = Mode::Tproxy);
+    let mut leg = Packet::new("10.0.0.9", "10.0.0.2", 8080, PROXY);
+    leg.interface = "lo".to_owned();
+    let outcome = plan.decide(&leg, Way::Leaving);
+    assert_eq!((outcome.decision, outcome.connection_mark, outcome.mark), (Direct, LEG, 0));
+    let mut answer = Packet::new("10.0.0.2", "10.0.0.9", 40_000, APP);
+    (answer.opening, answer.reply, answer.connection_mark) = (false, true, LEG);
+    assert_eq!(plan.decide(&answer, Way::Leaving).mark, FWMARK);
+    answer.connection_mark = INTERCEPTED;
+    assert_eq!(plan.decide(&answer, Way::Leaving).mark, 0, "the sidecar's answer to the client itself");
+    // Looped back, the leg's segments are not taken again.
+    leg.connection_mark = LEG;
+    assert_eq!(leg.arriving(&plan), Direct);
+}
+
+#[test]
+fn dns_questions_are_redirected_and_tracked_apart() {
+    let plan = plan(|options| {
+        options.dns_port = Some(15053);
+        options.exclude_outbound_cidrs = nets(&["192.0.2.0/24"]);
+        options.include_outbound_ports = ports(&["80"]);
+    });
+    for protocol in [Udp, Tcp] {
+        let question =
+            |to: &str, uid| Packet { protocol, opening: protocol == Tcp, ..Packet::new("10.0.0.2", to, DNS_PORT, uid) };
+        let fate = |packet: &Packet| {
+            let outcome = plan.decide(packet, Way::Leaving);
+            (outcome.decision, outcome.zone)
+        };
+        assert_eq!(fate(&question("10.0.0.9", APP)), (Redirected(15053), REDIRECTED_ZONE), "{protocol:?}");
+        assert_eq!(fate(&question("127.0.0.11", APP)).0, Redirected(15053), "{protocol:?} to a local resolver");
+        assert_eq!(fate(&question("10.0.0.9", PROXY)), (Direct, DIRECT_ZONE), "{protocol:?}");
+        assert_eq!(fate(&question("192.0.2.1", APP)), (Direct, DIRECT_ZONE), "{protocol:?}");
+        let mut answer = Packet { from_port: 15053, ..question("10.0.0.2", PROXY) };
+        (answer.to_port, answer.interface, answer.opening) = (40_000, "lo".to_owned(), false);
+        assert_eq!(fate(&answer), (Direct, REDIRECTED_ZONE), "{protocol:?}");
+        let mut answer = Packet { from_port: DNS_PORT, ..question("10.0.0.2", 0) };
+        (answer.to_port, answer.opening) = (40_000, false);
+        assert_eq!(plan.decide(&answer, Way::Arriving).zone, DIRECT_ZONE, "{protocol:?}");
+    }
+}
+
+#[test]
+fn without_ipv6_nothing_is_said_of_it() {
+    let plan = plan(|options| options.ipv6 = crate::Ipv6::Off);
+    assert_eq!(Packet::new("fd00::9", "fd00::2", 80, 0).arriving(&plan), Direct);
+    assert_eq!(Packet::new("fd00::2", "fd00::9", 80, APP).leaving(&plan), Direct);
+    assert_eq!(Packet::new("10.0.0.9", "10.0.0.2", 80, 0).arriving(&plan), Redirected(15006));
 }

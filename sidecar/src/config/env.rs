@@ -41,6 +41,7 @@ const TABLE: &[(&str, Set)] = &[
     ("identity.ca.token_file", |_, ca, v| set(&mut ca.token_file, Ok(Some(v.into())))),
     ("identity.ca.ttl", |_, ca, v| set(&mut ca.ttl, word(v).map(Some))),
     ("inbound.port", |c, _, v| set(&mut c.inbound.port, number(v))),
+    ("inbound.interception", |c, _, v| set(&mut c.inbound.interception, word(v))),
     ("inbound.mode", |c, _, v| set(&mut c.inbound.mode, word(v))),
     ("inbound.allow", |c, _, v| set(&mut c.inbound.allow, list(v))),
     ("inbound.application", |c, _, v| set(&mut c.inbound.application, word(v))),

@@ -122,6 +122,8 @@ pub struct CaConfig {
 pub struct InboundConfig {
     /// Listening port for redirected inbound connections, on every IPv4 and IPv6 address. Default 15006.
     pub port: u16,
+    /// How connections reach the port. Default `redirect`.
+    pub interception: Interception,
     /// What to do with a connection that is not mesh mTLS. Default `strict`.
     pub mode: InboundMode,
     /// Exceptions to `mode`, by the application's port.
@@ -134,6 +136,19 @@ pub struct InboundConfig {
     pub max_connections: NonZeroU32,
     /// Connections of one worker that may be in detection or handshake at once, 1 to 100,000. Default 1,024.
     pub max_handshakes: NonZeroU32,
+}
+
+/// How inbound connections reach the sidecar: what `outrigger-iptables install --mode` was told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interception {
+    /// By NAT. The application sees 127.0.0.6 or ::6 as the client. The sidecar needs no privilege.
+    #[default]
+    Redirect,
+    /// By TPROXY. The application sees the client's address, with a port of its own, but for clients with link-local
+    /// addresses and calls of the workload to itself. The sidecar needs NET_RAW (or NET_ADMIN), for IP_TRANSPARENT alone;
+    /// without it, it does not start. Has no effect on where the application sees the client with `application: loopback`.
+    Tproxy,
 }
 
 /// What to do with an inbound connection that is not mesh mTLS.
@@ -407,6 +422,7 @@ impl Default for InboundConfig {
     fn default() -> Self {
         Self {
             port: 15006,
+            interception: Interception::Redirect,
             mode: InboundMode::Strict,
             ports: Vec::new(),
             allow: Vec::new(),

@@ -14,13 +14,13 @@ use crate::{
     config::ApplicationAddress,
     http::client::{ConnectError, H2Pool},
     http1::client::Pool,
-    net::connect::dial_application,
+    net::connect::{dial_application, dial_application_as},
     reason::Reason,
 };
 
 /// Local TCP: an application that has not accepted by then does not accept.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Addresses of the application that connections are kept for.
+/// Ways to the application that connections are kept for.
 const MAX_KEPT: usize = 256;
 
 /// Connections to one address of the application.
@@ -30,10 +30,19 @@ pub(super) struct Pools {
     pub(super) h2: Rc<H2Pool>,
 }
 
+/// One way to the application: where a peer dialled, and whom the application sees as its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Leg {
+    /// The address that the peer dialled.
+    pub(super) destination: SocketAddr,
+    /// The peer's own address, where it came by TPROXY; `None`: 127.0.0.6 or ::6.
+    pub(super) source: Option<IpAddr>,
+}
+
 /// The application's addresses, as one worker sees them.
 pub(super) struct Applications {
     at: ApplicationAddress,
-    pools: RefCell<FxHashMap<SocketAddr, Rc<Pools>>>,
+    pools: RefCell<FxHashMap<Leg, Rc<Pools>>>,
 }
 
 impl Applications {
@@ -41,20 +50,20 @@ impl Applications {
         Self { at, pools: RefCell::default() }
     }
 
-    /// The connections to `destination`.
-    pub(super) fn pools(&self, destination: SocketAddr) -> Rc<Pools> {
+    /// The connections of this way.
+    pub(super) fn pools(&self, leg: Leg) -> Rc<Pools> {
         let mut pools = self.pools.borrow_mut();
-        if !pools.contains_key(&destination) && pools.len() >= MAX_KEPT {
-            // Only a scan of the ports comes here; what is in use keeps its own reference.
+        if !pools.contains_key(&leg) && pools.len() >= MAX_KEPT {
+            // Only a scan of the ports, or very many clients of TPROXY; what is in use keeps its own reference.
             pools.clear();
         }
-        Rc::clone(pools.entry(destination).or_default())
+        Rc::clone(pools.entry(leg).or_default())
     }
 
-    /// Connects to the application on behalf of a peer that dialled `destination`.
-    pub(super) async fn dial(&self, destination: SocketAddr) -> Result<TcpStream, ConnectError> {
-        let address = match (self.at, destination) {
-            (ApplicationAddress::Original, _) => destination,
+    /// Connects to the application on behalf of a peer.
+    pub(super) async fn dial(&self, leg: Leg) -> Result<TcpStream, ConnectError> {
+        let address = match (self.at, leg.destination) {
+            (ApplicationAddress::Original, destination) => destination,
             (ApplicationAddress::Loopback, SocketAddr::V4(a)) => {
                 SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), a.port())
             }
@@ -62,7 +71,13 @@ impl Applications {
                 SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), a.port())
             }
         };
-        match tokio::time::timeout(CONNECT, dial_application(address)).await {
+        let dialled = async {
+            match leg.source.filter(|_| self.at == ApplicationAddress::Original) {
+                Some(client) => dial_application_as(client, address).await,
+                None => dial_application(address).await,
+            }
+        };
+        match tokio::time::timeout(CONNECT, dialled).await {
             Ok(connected) => connected.map_err(|e| (address, e).into()),
             Err(_) => Err(ConnectError::new(
                 Reason::ApplicationUnreachable,

@@ -1,6 +1,6 @@
 //! A peer's requests: authorize, restore the application's protocol, hand over, count.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::rc::Rc;
 
 use http::{
     HeaderValue, Request, Response, StatusCode, Version,
@@ -9,7 +9,10 @@ use http::{
 };
 use tokio::task::spawn_local;
 
-use super::{application::Pools, caller::Caller};
+use super::{
+    application::{Leg, Pools},
+    caller::Caller,
+};
 use crate::{
     http::{
         Body, Incoming, SendError,
@@ -32,37 +35,32 @@ use crate::{
 struct Peer {
     worker: Rc<Worker>,
     caller: Caller,
-    destination: SocketAddr,
+    leg: Leg,
     pools: Rc<Pools>,
     metrics: Rc<RequestMetrics>,
     to_application: Rc<ConnectionMetrics>,
 }
 
 impl Peer {
-    fn new(worker: &Rc<Worker>, caller: Caller, destination: SocketAddr) -> Rc<Self> {
+    fn new(worker: &Rc<Worker>, caller: Caller, leg: Leg) -> Rc<Self> {
         Rc::new(Self {
-            pools: worker.inbound.applications.pools(destination),
-            metrics: caller.metrics(worker, destination.port()),
+            pools: worker.inbound.applications.pools(leg),
+            metrics: caller.metrics(worker, leg.destination.port()),
             to_application: worker.metrics.connections(Direction::Inbound, Transport::Workload),
             worker: Rc::clone(worker),
             caller,
-            destination,
+            leg,
         })
     }
 }
 
 /// Serves a peer's HTTP/2.
-pub(super) async fn serve_http2<IO>(
-    worker: &Rc<Worker>,
-    io: IO,
-    caller: Caller,
-    transport: Transport,
-    destination: SocketAddr,
-) where
+pub(super) async fn serve_http2<IO>(worker: &Rc<Worker>, io: IO, caller: Caller, transport: Transport, leg: Leg)
+where
     IO: Io + 'static,
 {
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
-    let peer = Peer::new(worker, caller, destination);
+    let peer = Peer::new(worker, caller, leg);
     metrics.opened();
     let io = Metered::new(io, metrics.meter());
     let ended =
@@ -74,17 +72,12 @@ pub(super) async fn serve_http2<IO>(
 }
 
 /// Serves a peer's HTTP/1.x.
-pub(super) async fn serve_http1<IO>(
-    worker: &Rc<Worker>,
-    io: IO,
-    caller: Caller,
-    transport: Transport,
-    destination: SocketAddr,
-) where
+pub(super) async fn serve_http1<IO>(worker: &Rc<Worker>, io: IO, caller: Caller, transport: Transport, leg: Leg)
+where
     IO: Io + 'static,
 {
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
-    let peer = Peer::new(worker, caller, destination);
+    let peer = Peer::new(worker, caller, leg);
     metrics.opened();
     let io = Metered::new(io, metrics.meter());
     let ended =
@@ -102,7 +95,7 @@ async fn handle(peer: Rc<Peer>, request: Request<Incoming>) -> Response<Body> {
     let held = Held { busy: Some(peer.worker.busy()), ..Held::default() };
     let exchange = Exchange::begin(Rc::clone(&peer.metrics), held);
     let grpc = is_grpc(request.headers());
-    let refused = match peer.caller.authorize(&request, peer.destination) {
+    let refused = match peer.caller.authorize(&request, peer.leg.destination) {
         Ok(()) => match peer.ask(request).await {
             Ok(answer) => return answer.give(exchange),
             Err(e) => {
@@ -229,7 +222,7 @@ impl Peer {
                 parts.headers.remove(HOST);
             }
             Err(headers::TargetError::NoHost) if parts.version < Version::HTTP_11 => {
-                let host = self.destination.to_string();
+                let host = self.leg.destination.to_string();
                 parts
                     .headers
                     .insert(HOST, HeaderValue::from_str(&host).map_err(|_| bad(headers::TargetError::BadHost))?);
@@ -272,10 +265,10 @@ impl Peer {
     }
 
     fn made(&self) -> impl Future<Output = Result<Made<tokio::net::TcpStream>, ConnectError>> + use<> {
-        let (worker, destination) = (Rc::clone(&self.worker), self.destination);
+        let (worker, leg) = (Rc::clone(&self.worker), self.leg);
         let (requests, connection) = (Rc::clone(&self.metrics), Rc::clone(&self.to_application));
         async move {
-            let io = worker.inbound.applications.dial(destination).await?;
+            let io = worker.inbound.applications.dial(leg).await?;
             Ok(Made { io, refusal: Rc::default(), requests, connection, permit: None, to_sidecar: false })
         }
     }

@@ -10,7 +10,14 @@ mod http;
 mod opaque;
 mod waiting;
 
-use std::{cell::RefCell, fmt, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use rustc_hash::FxHashMap;
@@ -24,11 +31,11 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 pub use caller::Caller;
 
 use self::{
-    application::Applications,
+    application::{Applications, Leg},
     waiting::{Place, Waiting},
 };
 use crate::{
-    config::{Config, IdPattern, InboundMode, InboundPort, Protocol},
+    config::{Config, IdPattern, InboundMode, InboundPort, Interception, Protocol},
     http::client::ConnectError,
     net::{
         Peeked, ReadAhead,
@@ -123,13 +130,13 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, 
     let peer = listen::canonical(peer);
     match journey(&worker, &mut stream, peer).await {
         Ok(Next::Done) => {}
-        Ok(Next::Mesh(bytes, destination, place)) => {
-            if let Err(e) = mesh(&worker, Peeked::new(stream, bytes), place, peer, destination).await {
+        Ok(Next::Mesh(bytes, leg, place)) => {
+            if let Err(e) = mesh(&worker, Peeked::new(stream, bytes), place, peer, leg).await {
                 say_refused(&worker, peer, &e);
             }
         }
-        Ok(Next::Plaintext { carries, bytes, application, destination }) => {
-            plaintext(&worker, stream, bytes, carries, application, peer, destination).await;
+        Ok(Next::Plaintext { carries, bytes, application, leg }) => {
+            plaintext(&worker, stream, bytes, carries, application, peer, leg).await;
         }
         Err(e) => {
             say_refused(&worker, peer, &e);
@@ -140,13 +147,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, 
 
 enum Next {
     Done,
-    Mesh(BytesMut, SocketAddr, Place),
-    Plaintext {
-        carries: Option<Carries>,
-        bytes: BytesMut,
-        application: Option<(ToApplication, BytesMut)>,
-        destination: SocketAddr,
-    },
+    Mesh(BytesMut, Leg, Place),
+    Plaintext { carries: Option<Carries>, bytes: BytesMut, application: Option<(ToApplication, BytesMut)>, leg: Leg },
 }
 
 async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) -> Result<Next, ConnectError> {
@@ -157,6 +159,7 @@ async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) 
         let text = format!("{peer} dialled the sidecar's own port {destination}");
         return Err(ConnectError::new(Reason::Loop, text));
     }
+    let leg = Leg { destination, source: source(worker, stream, peer) };
     let port = destination.port();
     let strict = worker.inbound.mode(port) == InboundMode::Strict;
     let opaque = worker.inbound.is_opaque(port);
@@ -175,7 +178,7 @@ async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) 
             // Nothing is said to the application on behalf of a peer that is not known.
             std::future::pending::<()>().await;
         }
-        worker.inbound.applications.dial(destination).await
+        worker.inbound.applications.dial(leg).await
     };
     let silence = config.outbound.detect_delay.get();
     let looked: Look<Carries, ToApplication> = tokio::select! {
@@ -191,19 +194,26 @@ async fn journey(worker: &Rc<Worker>, stream: &mut TcpStream, peer: SocketAddr) 
         return Ok(Next::Done);
     }
     match looked.found {
-        Some(Carries::Mesh) => Ok(Next::Mesh(looked.bytes, destination, place)),
-        carries => Ok(Next::Plaintext { carries, bytes: looked.bytes, application: looked.upstream, destination }),
+        Some(Carries::Mesh) => Ok(Next::Mesh(looked.bytes, leg, place)),
+        carries => Ok(Next::Plaintext { carries, bytes: looked.bytes, application: looked.upstream, leg }),
     }
 }
 
+/// Whom the application sees. What came by NAT after all is a call of this very workload, by the sidecar or by the
+/// application: with its source, a local address, the leg would be redirected once more, and so for ever. A link-local
+/// address has no meaning on `lo`.
+fn source(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<IpAddr> {
+    let inbound = &worker.config().inbound;
+    let link_local = matches!(peer.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if inbound.interception != Interception::Tproxy || link_local {
+        return None;
+    }
+    let local = stream.local_addr().ok()?;
+    (local.port() != inbound.port).then_some(peer.ip())
+}
+
 /// Terminates mesh mTLS and serves what is inside. Until the handshake has ended the connection keeps its `place`.
-async fn mesh(
-    worker: &Rc<Worker>,
-    io: Peeked,
-    place: Place,
-    peer: SocketAddr,
-    destination: SocketAddr,
-) -> Result<(), ConnectError> {
+async fn mesh(worker: &Rc<Worker>, io: Peeked, place: Place, peer: SocketAddr, leg: Leg) -> Result<(), ConnectError> {
     let config = worker.inbound.server_config(worker)?;
     let late = |why: fmt::Arguments<'_>| {
         worker.metrics.tls_failure(Direction::Inbound, "timeout");
@@ -239,7 +249,7 @@ async fn mesh(
     let certificate = connection.peer_certificates().and_then(|all| all.first());
     let allowed = worker.inbound.allow.is_empty() || worker.inbound.allow.iter().any(|p| p.matches(&id));
     let caller = Caller::mesh(worker, peer, id, certificate.map(|c| c.as_ref()), allowed);
-    serve_mesh(worker, stream, caller, alpn, destination).await
+    serve_mesh(worker, stream, caller, alpn, leg).await
 }
 
 /// Lets a refused peer read why: closing a connection with bytes of it unread would reset it and take our alert along.
@@ -262,25 +272,16 @@ async fn serve_mesh(
     stream: TlsStream<ReadAhead<Peeked>>,
     caller: Caller,
     alpn: &[u8],
-    destination: SocketAddr,
+    leg: Leg,
 ) -> Result<(), ConnectError> {
     if alpn == tls::ALPN_H2 {
-        http::serve_http2(worker, stream, caller, Transport::Mtls, destination).await;
+        http::serve_http2(worker, stream, caller, Transport::Mtls, leg).await;
         return Ok(());
     }
     if !caller.is_allowed() {
-        return Err(ConnectError::new(Reason::NotAllowed, caller.refusal(destination)));
+        return Err(ConnectError::new(Reason::NotAllowed, caller.refusal(leg.destination)));
     }
-    opaque::carry(
-        worker,
-        stream,
-        |s| s.get_ref().0.get_ref().tcp(),
-        None,
-        BytesMut::new(),
-        Transport::Mtls,
-        destination,
-    )
-    .await
+    opaque::carry(worker, stream, |s| s.get_ref().0.get_ref().tcp(), None, BytesMut::new(), Transport::Mtls, leg).await
 }
 
 /// Serves what is not mesh mTLS, by the mode of its port.
@@ -291,19 +292,20 @@ async fn plaintext(
     carries: Option<Carries>,
     application: Option<(ToApplication, BytesMut)>,
     peer: SocketAddr,
-    destination: SocketAddr,
+    leg: Leg,
 ) {
+    let destination = leg.destination;
     let strict = worker.inbound.mode(destination.port()) == InboundMode::Strict;
     let transport = if matches!(carries, Some(Carries::OwnTls)) { Transport::Tls } else { Transport::Plaintext };
     match carries {
         // An HTTP caller is told in its own words what is wrong, and a health probe may be an exception.
         Some(Carries::Http1) => {
             let caller = Caller::plaintext(worker, peer, destination.port());
-            http::serve_http1(worker, Peeked::new(stream, bytes), caller, transport, destination).await;
+            http::serve_http1(worker, Peeked::new(stream, bytes), caller, transport, leg).await;
         }
         Some(Carries::Http2) => {
             let caller = Caller::plaintext(worker, peer, destination.port());
-            http::serve_http2(worker, Peeked::new(stream, bytes), caller, transport, destination).await;
+            http::serve_http2(worker, Peeked::new(stream, bytes), caller, transport, leg).await;
         }
         _ if strict => {
             let what = if transport == Transport::Tls { "TLS that is not the mesh's" } else { "plaintext" };
@@ -314,7 +316,7 @@ async fn plaintext(
         _ => {
             let io = Peeked::new(stream, bytes);
             let (application, said) = application.map_or((None, BytesMut::new()), |(a, said)| (Some(a), said));
-            let carried = opaque::carry(worker, io, Peeked::tcp, application, said, transport, destination).await;
+            let carried = opaque::carry(worker, io, Peeked::tcp, application, said, transport, leg).await;
             if let Err(e) = carried {
                 say_refused(worker, peer, &e);
             }

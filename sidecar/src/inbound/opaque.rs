@@ -1,10 +1,11 @@
 //! Opaque bytes of a peer, handed to the application.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::rc::Rc;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 
+use super::application::Leg;
 use crate::{
     http::client::ConnectError,
     net::{copy, listen},
@@ -22,14 +23,14 @@ pub(super) async fn carry<IO>(
     application: Option<TcpStream>,
     said: BytesMut,
     transport: Transport,
-    destination: SocketAddr,
+    leg: Leg,
 ) -> Result<(), ConnectError>
 where
     IO: copy::Side,
 {
     let dialled = match application {
         Some(application) => Ok(application),
-        None => worker.inbound.applications.dial(destination).await,
+        None => worker.inbound.applications.dial(leg).await,
     };
     let mut application = match dialled {
         Ok(application) => application,

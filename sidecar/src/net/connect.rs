@@ -3,6 +3,8 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    time::Duration,
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -16,6 +18,14 @@ use super::listen::{keepalive, never_leaves_the_host};
 pub const APPLICATION_SOURCE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
 /// The same for IPv6; `outrigger-iptables install` adds it to `lo`.
 pub const APPLICATION_SOURCE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+
+/// The ports of connections that bear a client's address. A client that has one of its own from the same port to the same
+/// destination cannot be told from us, so these are none that clients' kernels choose (Linux: from 32768).
+const TRANSPARENT_PORTS: RangeInclusive<u16> = 2_048..=32_767;
+/// How often another port is tried.
+const TRANSPARENT_TRIES: u32 = 8;
+/// The kernel answers for an application within microseconds, unless its queue is full.
+const TRANSPARENT_PATIENCE: Duration = Duration::from_millis(600);
 
 /// Connects to `address` from any local address.
 pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
@@ -39,6 +49,34 @@ pub async fn dial_application(address: SocketAddr) -> io::Result<TcpStream> {
         })?;
     }
     ready(socket.connect(address).await?)
+}
+
+/// Connects to the application at `address` from the address of the client, which is somebody else's: its answers come
+/// back by the routes of `outrigger-iptables install --mode tproxy`. Needs NET_RAW or NET_ADMIN.
+pub async fn dial_application_as(client: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let mut last = None;
+    for _ in 0..TRANSPARENT_TRIES {
+        let socket = socket(address)?;
+        never_leaves_the_host(&socket);
+        SockRef::from(&socket).set_ip_transparent_v4(true)?;
+        // Connections to other destinations may have the port.
+        socket.set_reuseaddr(true)?;
+        let tried = match socket.bind(SocketAddr::new(client, fastrand::u16(TRANSPARENT_PORTS))) {
+            Ok(()) => tokio::time::timeout(TRANSPARENT_PATIENCE, socket.connect(address)).await,
+            Err(e) => Ok(Err(e)),
+        };
+        match tried {
+            Ok(Ok(stream)) => return ready(stream),
+            Ok(Err(e)) if !matches!(e.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
+                return Err(e);
+            }
+            Ok(Err(e)) => last = Some(e),
+            // The client itself has a connection from this port, and the kernel takes ours for a part of it; or the
+            // application is slow.
+            Err(_) => last = Some(io::ErrorKind::TimedOut.into()),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
 fn socket(address: SocketAddr) -> io::Result<TcpSocket> {

@@ -24,7 +24,15 @@ pub(crate) fn keepalive() -> TcpKeepalive {
 /// What it accepts inherits its options (Linux: `tcp_create_openreq_child` copies them), which spares five system calls
 /// a connection.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    bind_as(address, false)
+}
+
+/// The same; a transparent one accepts what TPROXY gives it, and needs NET_RAW or NET_ADMIN.
+fn bind_as(address: SocketAddr, transparent: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if transparent {
+        socket.set_ip_transparent_v4(true)?;
+    }
     if address.is_ipv6() {
         socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
     }
@@ -38,10 +46,10 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Binds `port` on every address, of IPv4 alone where the kernel has no IPv6.
-pub fn bind_any(port: u16) -> io::Result<std::net::TcpListener> {
-    match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
-        Err(e) if no_ipv6(&e) => bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)),
+/// Binds `port` on every address, of IPv4 alone where the kernel has no IPv6; `transparent` for connections by TPROXY.
+pub fn bind_any(port: u16, transparent: bool) -> io::Result<std::net::TcpListener> {
+    match bind_as(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), transparent) {
+        Err(e) if no_ipv6(&e) => bind_as(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), transparent),
         other => other,
     }
 }
@@ -91,7 +99,7 @@ pub fn reset_on_close(stream: &impl AsFd) {
 
 /// The destination that the client at `peer` dialled before the redirection (`SO_ORIGINAL_DST`), of either family.
 ///
-/// A connection that was not redirected answers with the listener's own address.
+/// A connection that was not redirected answers with its own local address; by TPROXY that is what the client dialled.
 pub fn original_destination(stream: &impl AsFd, peer: SocketAddr) -> io::Result<SocketAddr> {
     let v4 = peer.ip().to_canonical().is_ipv4();
     let answer = if v4 {
@@ -136,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_accepted_has_the_options_of_its_listener() {
-        for all in [bind_loopback(0).unwrap(), vec![bind_any(0).unwrap()]] {
+        for all in [bind_loopback(0).unwrap(), vec![bind_any(0, false).unwrap()]] {
             for listener in all {
                 let port = listener.local_addr().unwrap().port();
                 let listener = into_tokio(listener).unwrap();

@@ -64,6 +64,34 @@ impl Sidecar {
         Self(pod.start(SIDECAR, "outrigger-sidecar", &["run", "--config", file.to_str().unwrap()]))
     }
 
+    /// The same with `inbound.interception: tproxy` and the one capability that it takes, in a pod whose redirection is
+    /// installed by TPROXY.
+    pub async fn start_transparent(mesh: &Mesh, pod: &Pod, config: Value) -> Self {
+        let mut whole = json!({ "inbound": { "interception": "tproxy" } });
+        merge(&mut whole, config);
+        let file = Self::configure(mesh, pod, whole);
+        pod.redirect(&["--mode", "tproxy"]);
+        let program = mesh.dir.join("bin/outrigger-sidecar");
+        let uid = SIDECAR.to_string();
+        // A change of user clears the death signal that was set before it.
+        let who = [
+            "--reuid",
+            &uid,
+            "--regid",
+            &uid,
+            "--clear-groups",
+            "--pdeathsig",
+            "KILL",
+            "--bounding-set",
+            "-all,+net_raw",
+        ];
+        let may = ["--inh-caps", "-all,+net_raw", "--ambient-caps", "-all,+net_raw"];
+        let what = [program.to_str().unwrap(), "run", "--config", file.to_str().unwrap()];
+        let mut sidecar = Self(pod.start(0, "setpriv", &[&who[..], &may[..], &what[..]].concat()));
+        sidecar.ready(pod).await;
+        sidecar
+    }
+
     /// Writes the settings that [`Self::start`] gives a sidecar; gives back the file.
     pub fn configure(mesh: &Mesh, pod: &Pod, config: Value) -> PathBuf {
         let mut whole = json!({

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::backend::DECIDING;
+
 /// Our part of every table of one family, by the table's name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Tables(pub(super) BTreeMap<String, Table>);
@@ -18,7 +20,7 @@ pub(super) struct Table {
 }
 
 /// Every chain of ours begins so, and none of anybody else.
-pub(super) const PREFIX: &str = "OUTRIGGER_";
+pub(in crate::backend) const PREFIX: &str = "OUTRIGGER_";
 
 impl Tables {
     /// Reads the output of `iptables-save`.
@@ -41,6 +43,38 @@ impl Tables {
             tables.0.clone().into_iter().filter(|(_, table)| *table != Table::default()).collect()
         };
         ours(self) == ours(other)
+    }
+
+    /// Writes this name after every `--timeout` of our rules.
+    pub(super) fn name_policies(&mut self, name: &str) {
+        for rule in self.0.values_mut().flat_map(|table| &mut table.rules) {
+            if let Some((before, _)) = rule.split_once(" --timeout ") {
+                *rule = format!("{before} --timeout {name}");
+            }
+        }
+    }
+
+    /// Every rule of ours with its table in front of it.
+    pub(super) fn rules(&self) -> Vec<String> {
+        let of = |name: &String, table: &Table| -> Vec<String> {
+            let jumps = table.jumps.iter().map(|jump| format!("{name} -A {jump}"));
+            jumps.chain(table.rules.iter().map(|rule| format!("{name} {rule}"))).collect()
+        };
+        self.0.iter().flat_map(|(name, table)| of(name, table)).collect()
+    }
+
+    /// Takes out the rules that decide about new connections. The jumps to their chains stay, and with them the hooks
+    /// by which the kernel goes on translating.
+    pub(super) fn let_drain(&mut self) {
+        let decides = |rule: &String| {
+            let chain = rule.strip_prefix("-A ").and_then(|rest| rest.split(' ').next());
+            chain
+                .and_then(|chain| chain.strip_prefix(PREFIX))
+                .is_some_and(|chain| DECIDING.iter().any(|deciding| deciding.name().eq_ignore_ascii_case(chain)))
+        };
+        for table in self.0.values_mut() {
+            table.rules.retain(|rule| !decides(rule));
+        }
     }
 
     /// The script for `iptables-restore --noflush` that leads from here to there. In each table, in one commit: our

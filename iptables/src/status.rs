@@ -1,0 +1,138 @@
+//! `status`: what of ours is there. Reads and changes nothing.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::{
+    Error,
+    backend::{self, Choice, Held, Kind, iptables},
+    ground::Ground,
+    plan::Family,
+    verify,
+};
+
+/// How much of the redirection is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// One set of rules, and what it stands on.
+    Installed,
+    /// Rules that let open connections end and take no new ones.
+    Draining,
+    /// Something, but not the whole of one set.
+    Partial,
+    /// Nothing.
+    Absent,
+}
+
+/// The rules that one backend holds.
+#[derive(Debug, Serialize)]
+pub struct Rules {
+    /// The backend.
+    pub backend: Kind,
+    /// How many rules of IPv4, or of both versions in nft's one table.
+    pub rules: usize,
+    /// How many of IPv6 alone, where the backend keeps them apart.
+    pub rules_v6: usize,
+    /// The ports of this host to which they lead, in order.
+    pub ports: Vec<u16>,
+    /// Whether inbound connections go by TPROXY.
+    pub tproxy: bool,
+}
+
+/// What `status` found.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// `status`.
+    pub command: &'static str,
+    /// How much is there.
+    pub state: State,
+    /// Who holds rules.
+    pub backends: Vec<Rules>,
+    /// What is there besides rules.
+    pub traces: Vec<String>,
+    /// Why it is not whole, and what could not be looked at.
+    pub notices: Vec<String>,
+}
+
+impl Status {
+    /// The exit code of the program, stable; see the crate's documentation.
+    pub fn exit_code(&self) -> u8 {
+        match self.state {
+            State::Installed => 0,
+            State::Draining | State::Partial => 9,
+            State::Absent => 10,
+        }
+    }
+}
+
+/// What of ours is in the current network namespace. Waits for nobody: beside another run it may see that half done. It is no proof that it works: that is [`crate::verify()`]'s.
+///
+/// # Errors
+/// When no tool is there that could look, or none of them may.
+pub fn status(choice: Choice, wait: Duration) -> Result<Status, Error> {
+    let (mut backends, mut notices, mut first_error, mut looked) = (Vec::new(), Vec::new(), None, false);
+    let (mut draining, mut cut_off) = (false, false);
+    for backend in backend::present(choice, wait)? {
+        match backend.held() {
+            Ok(held) if held.0.is_empty() => looked = true,
+            Ok(held) => {
+                looked = true;
+                draining |= !held.decides();
+                if is_one_sided(&held) {
+                    cut_off = true;
+                    notices.push("IPv4 and IPv6 are entered differently: a run was cut off".to_owned());
+                }
+                backends.push(rules(backend.kind(), &held));
+            }
+            Err(error) => {
+                notices.push(format!("could not look with {}: {error}", backend.describe()));
+                first_error = first_error.or(Some(error));
+            }
+        }
+    }
+    if let (false, Some(error)) = (looked, first_error) {
+        return Err(error);
+    }
+    notices.extend(backend::legacy_out_of_reach(wait));
+    let mut traces = Ground::traces()?;
+    traces.extend(iptables::policies()?);
+    traces.extend(verify::traces());
+    let mut state = match (backends.len(), traces.is_empty()) {
+        (0, true) => State::Absent,
+        (1, _) if draining => State::Draining,
+        (1, _) if !cut_off => State::Installed,
+        _ => State::Partial,
+    };
+    if backends.len() > 1 {
+        notices
+            .push("several backends hold rules of ours: they decide differently as soon as options change".to_owned());
+    }
+    if backends.is_empty() && !traces.is_empty() {
+        notices.push("no rules, but what they stand on: a run was cut off; install or remove repairs it".to_owned());
+    }
+    let tproxy = backends.iter().any(|rules| rules.tproxy);
+    if tproxy && !traces.iter().any(|trace| trace.contains("rule 15006")) {
+        notices.push("TPROXY without the rule that routes marked packets: install repairs it".to_owned());
+        state = State::Partial;
+    }
+    Ok(Status { command: "status", state, backends, traces, notices })
+}
+
+fn rules(backend: Kind, held: &Held) -> Rules {
+    let v6 = held.0.iter().filter(|rule| rule.family == Some(Family::V6)).count();
+    let tproxy = held.0.iter().any(|rule| rule.words.to_ascii_lowercase().contains("tproxy"));
+    Rules { backend, rules: held.0.len() - v6, rules_v6: v6, ports: held.ports(), tproxy }
+}
+
+/// iptables keeps the families apart: of a set that was cut off, one may be entered where the other is not.
+fn is_one_sided(held: &Held) -> bool {
+    // Only the entries: a chain of ours may be empty where no rule in it speaks of its family.
+    let entries = |family: Family| {
+        let rules = held.0.iter().filter(move |rule| rule.family == Some(family) && !rule.chain.contains("OUTRIGGER_"));
+        rules.map(|rule| (&rule.chain, &rule.comment)).collect::<Vec<_>>()
+    };
+    let (v4, v6) = (entries(Family::V4), entries(Family::V6));
+    !v6.is_empty() && v4 != v6
+}

@@ -1,0 +1,199 @@
+//! `verify` passes where the redirection works, and names the rule at fault where it does not.
+
+use std::{thread, time::Instant};
+
+use crate::support::{Namespace, Pair, Tools, said, state};
+
+const ALL: &str = "--dns-port 15053 --close-wait-timeout 1h --exclude-outbound-cidrs 192.0.2.0/24,2001:db8::/32";
+
+/// Before the sidecar runs, and beside it; in an empty namespace without any route, and in a pod.
+#[test]
+fn it_works_with_every_backend_and_mode_and_leaves_no_trace() {
+    thread::scope(|scope| {
+        for mode in ["redirect", "tproxy"] {
+            for tools in Tools::all() {
+                scope.spawn(move || {
+                    let (empty, pair) = (Namespace::new(), Pair::new());
+                    for pod in [&empty, &pair.pod] {
+                        let options = format!("--mode {mode} {ALL}");
+                        tools.must(pod, &format!("install {options}"));
+                        let before = state(pod);
+                        let start = Instant::now();
+                        let output = tools.outrigger(pod, &format!("verify {options}"));
+                        let took = start.elapsed();
+                        let words = said(&output);
+                        assert_eq!(output.status.code(), Some(0), "{} {mode}: {words}", tools.backend);
+                        assert!(took.as_secs_f64() < 2.0 || cfg!(debug_assertions), "it took {took:?}");
+                        // Three kinds of connections and DNS, two families, and the three comparisons.
+                        assert_eq!(words.matches('✓').count(), 11, "{words}");
+                        assert_eq!(state(pod), before, "{} {mode}: verify left something", tools.backend);
+                    }
+                });
+            }
+        }
+    });
+}
+
+/// Every rule of the table, one after the other; what fails has to be waited for, so several at once.
+#[test]
+fn a_missing_rule_is_named() {
+    const OPTIONS: &str = "--mode tproxy --dns-port 15053";
+    let (pod, tools) = (Namespace::new(), &Tools::nft());
+    tools.must(&pod, &format!("install {OPTIONS}"));
+    let listing = pod.sh("nft list table inet outrigger");
+    let (mut chain, mut rules) = (String::new(), Vec::new());
+    for line in listing.lines().map(str::trim) {
+        if let Some(rest) = line.strip_prefix("chain ") {
+            chain = rest.split(' ').next().unwrap().to_owned();
+        } else if let Some((_, comment)) = line.split_once("comment ") {
+            rules.push((chain.clone(), comment.trim_matches('"').to_owned()));
+        }
+    }
+    assert!(rules.len() > 30, "{listing}");
+    let rules = std::sync::Mutex::new(rules);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let pod = &Namespace::new();
+                loop {
+                    let Some((chain, comment)) = rules.lock().unwrap().pop() else { break };
+                    tools.must(pod, &format!("install {OPTIONS}"));
+                    let listing = pod.sh(&format!("nft -a list chain inet outrigger {chain}"));
+                    let line = listing.lines().find(|line| line.contains(&format!("comment \"{comment}\""))).unwrap();
+                    let handle = line.rsplit(' ').next().unwrap();
+                    pod.sh(&format!("nft delete rule inet outrigger {chain} handle {handle}"));
+                    let output = tools.outrigger(pod, &format!("verify {OPTIONS}"));
+                    let words = said(&output);
+                    assert_eq!(output.status.code(), Some(9), "without {chain}/{comment}: {words}");
+                    let wanted = format!("the rule at fault: {chain}: ");
+                    assert!(words.contains(&wanted), "without {chain}/{comment}: {words}");
+                }
+            });
+        }
+    });
+}
+
+/// The connections alone tell, where the rules are all there: a rule of somebody else that decides before ours.
+#[test]
+fn a_rule_of_somebody_else_that_decides_first_is_found_out_by_connections() {
+    let tools = Tools::nft();
+    let chain = |hook: &str, rule: &str| {
+        format!(
+            "nft add table inet theirs; nft 'add chain inet theirs c {{ {hook}; }}'; nft 'add rule inet theirs c {rule}'"
+        )
+    };
+    for (what, script, wanted) in [
+        (
+            "a redirection of theirs on the way in",
+            chain("type nat hook prerouting priority -150", "meta l4proto tcp redirect to :9"),
+            [
+                "a peer's connection reaches the sidecar",
+                "the rule at fault: inbound: meta l4proto tcp redirect to :15006",
+            ],
+        ),
+        (
+            "a redirection of theirs on the way out",
+            chain("type nat hook output priority -150", "tcp dport != 53 redirect to :9"),
+            [
+                "the application's connection reaches the sidecar",
+                "the rule at fault: outbound: meta l4proto tcp redirect to :15001",
+            ],
+        ),
+        (
+            "a firewall",
+            chain("type filter hook input priority 0", "tcp dport 15006 drop"),
+            ["a peer's connection reaches the sidecar", "a firewall drops it"],
+        ),
+    ] {
+        let pod = Namespace::new();
+        tools.must(&pod, "install");
+        let output = tools.outrigger(&pod, "verify");
+        assert_eq!(output.status.code(), Some(0), "before {what}: {}", said(&output));
+        pod.sh(&script);
+        let output = tools.outrigger(&pod, "verify");
+        let words = said(&output);
+        assert_eq!(output.status.code(), Some(9), "{what}: {words}");
+        for wanted in wanted {
+            assert!(words.contains(wanted), "{what}: {wanted:?} is not in {words}");
+        }
+        assert!(words.contains("✓ rules"), "{what}: {words}");
+    }
+}
+
+#[test]
+fn other_options_half_a_set_and_none_are_told_apart() {
+    for tools in Tools::all() {
+        let pod = Namespace::new();
+        let run = |command: &str| {
+            let output = tools.outrigger(&pod, command);
+            (output.status.code().unwrap(), said(&output))
+        };
+        let (code, words) = run("verify --json");
+        assert!(
+            code == 9 && words.contains("no rules of ours are here") && words.contains("\"works\":false"),
+            "{words}"
+        );
+        assert_eq!(run("status").0, 10);
+        tools.must(&pod, "install");
+        assert_eq!(run("status").0, 0);
+        let (code, words) = run("verify --dns-port 15053");
+        assert!(code == 9 && words.contains("missing"), "{words}");
+        let (code, words) = run("verify --exclude-uids 3");
+        assert!(code == 9 && words.contains("are missing"), "{words}");
+        // What it stands on.
+        pod.sh("ip -6 addr del ::6/128 dev lo");
+        let (code, words) = run("verify");
+        assert!(code == 9 && words.contains("the address ::6/128 on lo"), "{words}");
+        let (code, words) = run("status --json");
+        assert!(code == 0 && words.contains(tools.backend), "{words}");
+        tools.must(&pod, "remove");
+        pod.sh("ip -6 addr add ::6/128 dev lo preferred_lft 0");
+        let (code, words) = run("status");
+        assert!(code == 9 && words.contains("a run was cut off"), "{words}");
+    }
+}
+
+/// As an init container does: root without SETUID, a read-only root, nothing but NET_ADMIN and NET_RAW.
+#[test]
+fn two_capabilities_are_enough() {
+    for (tools, mode) in Tools::all().into_iter().zip(["redirect", "tproxy", "tproxy"]) {
+        let pod = Namespace::new();
+        let program = env!("CARGO_BIN_EXE_outrigger-iptables");
+        let output = pod.sh(&format!(
+            "PATH={}; unshare -m sh -ec 'mount -t tmpfs -o ro none /run
+             OUTRIGGER_IPTABLES_MODE={mode}; export OUTRIGGER_IPTABLES_MODE
+             run() {{ setpriv --bounding-set=-all,+net_admin,+net_raw --inh-caps=-all,+net_admin,+net_raw \\
+                {program} \"$@\" 2>&1; }}
+             run install --backend {}; run verify || true; run status || true; run remove'",
+            tools.path(),
+            tools.backend
+        ));
+        assert!(output.contains("verify: the redirection works"), "{output}");
+        assert!(output.contains("status: installed"), "{output}");
+        assert!(!state(&pod).to_lowercase().contains("outrigger"), "{output}");
+    }
+}
+
+#[test]
+fn what_cannot_be_tried_is_said() {
+    let tools = Tools::nft();
+    let run = |pod: &Namespace, options: &str| {
+        tools.must(pod, &format!("install {options}"));
+        let output = tools.outrigger(pod, &format!("verify {options}"));
+        assert_eq!(output.status.code(), Some(0), "{options}: {}", said(&output));
+        said(&output)
+    };
+    let words = run(&Namespace::new(), "--include-interfaces eth0");
+    assert!(words.contains("no connection could be made to prove it"), "{words}");
+    // Our own group is the sidecar's: another one is tried.
+    let words = run(&Namespace::new(), "--proxy-gid 0");
+    assert!(words.contains("the redirection works") && !words.contains("- IPv4"), "{words}");
+    // Our own user is left alone: another one is tried.
+    let words = run(&Namespace::new(), "--exclude-uids 0-999");
+    assert!(words.contains("the redirection works") && !words.contains("- IPv4"), "{words}");
+    let pod = Namespace::new();
+    pod.sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+    let words = run(&pod, "");
+    assert!(words.contains("- IPv6: net.ipv6.conf.default.disable_ipv6 is 1"), "{words}");
+    assert!(words.contains("the redirection works"), "{words}");
+}
