@@ -264,17 +264,16 @@ fn iperf(bed: &Bed<'_>, pair: &Pair, seconds: u32) -> Result<Vec<Figure>, String
     let (host, port, time) = (bed.server.v4.to_string(), traffic.port().to_string(), seconds.to_string());
     let args = ["-c", &host, "-p", &port, "-t", &time, "-J"];
     let mut tries = 0;
-    let (text, cpu) = loop {
-        match under_load(bed, pair, "iperf3", &args) {
-            // Its server takes one client at a time, and may not have seen yet that the last one has gone with its pair.
-            Err(why) if tries < 3 && (why.contains("busy") || why.contains("control socket has closed")) => {
-                tries += 1;
-                std::thread::sleep(Duration::from_secs(1));
-            }
-            ended => break ended?,
+    let (text, cpu, report) = loop {
+        let (text, cpu) = under_load(bed, pair, "iperf3", &args)?;
+        let report: Value = serde_json::from_str(&text).map_err(|e| format!("iperf3 said {text}: {e}"))?;
+        // Its server takes one client at a time, and may not have seen yet that the last one has gone with its pair.
+        if report["error"].is_null() || tries == 3 {
+            break (text, cpu, report);
         }
+        tries += 1;
+        std::thread::sleep(Duration::from_secs(1));
     };
-    let report: Value = serde_json::from_str(&text).map_err(|e| format!("iperf3 said {text}: {e}"))?;
     let received = &report["end"]["sum_received"];
     let (bytes, rate) = (received["bytes"].as_f64(), received["bits_per_second"].as_f64());
     let (Some(bytes), Some(rate)) = (bytes, rate) else { return Err(format!("iperf3 said {text}")) };
