@@ -107,6 +107,17 @@ fn a_token_brings_its_identity_once() {
 }
 
 #[test]
+fn a_revoked_token_enrols_nobody_and_says_so() {
+    let mut world = world();
+    let token = world.token(Duration::from_secs(60));
+    let hash = TokenHash::of(token.as_str());
+    let (row, _) = crate::store::list_tokens(world.database.connection()).unwrap().remove(0);
+    world.database.transaction(|tx| crate::store::revoke_token(tx, &row, now())).unwrap();
+    let error = world.enrol(&Evidence::Token(hash), now()).unwrap_err();
+    assert!(matches!(error, IssueError::Refused(Refusal::TokenRevoked(_))), "{error}");
+}
+
+#[test]
 fn the_token_itself_is_nowhere_in_the_database() {
     let mut world = world();
     let token = world.token(Duration::from_secs(60));

@@ -129,19 +129,32 @@ pub struct SignedCertificate {
     pub pem: String,
 }
 
-/// An opened CA: ready to sign until its intermediate expires.
-pub struct Authority {
+/// A CA's folder, without its keys: what it is and whom it may name.
+pub struct Directory {
     dir: PathBuf,
     settings: Settings,
     root: CertificateFile,
     intermediate: CertificateFile,
-    issuer: Issuer<'static, KeyPair>,
     issuer_not_before: OffsetDateTime,
     issuer_not_after: OffsetDateTime,
 }
 
-impl Authority {
-    /// Reads a directory made by [`init`]. The root's key is not read: nothing here needs it.
+/// A CA with its intermediate's key: ready to sign until the intermediate expires.
+pub struct Authority {
+    directory: Directory,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// An authority is its directory and a key.
+impl std::ops::Deref for Authority {
+    type Target = Directory;
+    fn deref(&self) -> &Directory {
+        &self.directory
+    }
+}
+
+impl Directory {
+    /// Reads a directory made by [`init`], and no key.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
         let settings_path = dir.join(SETTINGS);
         let text = match std::fs::read(&settings_path) {
@@ -161,16 +174,23 @@ impl Authority {
             X509Certificate::from_der(&intermediate.der).map_err(|e| files::damaged(&path, e.to_string()))?;
         let issuer_not_before = parsed.validity().not_before.to_datetime();
         let issuer_not_after = parsed.validity().not_after.to_datetime();
+        Ok(Self { dir: dir.into(), settings, root, intermediate, issuer_not_before, issuer_not_after })
+    }
 
-        let key_path = dir.join(INTERMEDIATE_KEY);
+    /// Reads the intermediate's key too.
+    pub fn unlock(self) -> Result<Authority, AuthorityError> {
+        let key_path = self.dir.join(INTERMEDIATE_KEY);
         files::warn_if_shared(&key_path);
         let pem = std::fs::read_to_string(&key_path).map_err(|e| files::error("read", &key_path, e))?;
         let key = KeyPair::from_pem(&pem).map_err(|e| files::damaged(&key_path, e.to_string()))?;
+        let (_, parsed) = X509Certificate::from_der(&self.intermediate.der)
+            .map_err(|e| files::damaged(&self.dir.join(INTERMEDIATE_CERT), e.to_string()))?;
         if key.subject_public_key_info() != parsed.public_key().raw {
-            return Err(files::damaged(&key_path, format!("it is not the key of {}", path.display())));
+            let certificate = self.dir.join(INTERMEDIATE_CERT);
+            return Err(files::damaged(&key_path, format!("it is not the key of {}", certificate.display())));
         }
-        let issuer = Issuer::from_ca_cert_der(&intermediate.der, key)?;
-        Ok(Self { dir: dir.into(), settings, root, intermediate, issuer, issuer_not_before, issuer_not_after })
+        let issuer = Issuer::from_ca_cert_der(&self.intermediate.der, key)?;
+        Ok(Authority { directory: self, issuer })
     }
 
     /// The trust domain that this CA speaks for.
@@ -181,15 +201,6 @@ impl Authority {
     /// DNS names and IP addresses of the enrolment server.
     pub fn server_names(&self) -> &[String] {
         &self.settings.names
-    }
-
-    /// Adds names for the enrolment server, for this process only.
-    pub fn add_server_names(&mut self, names: impl IntoIterator<Item = ServerNameText>) {
-        for name in names {
-            if !self.settings.names.iter().any(|n| n == name.as_str()) {
-                self.settings.names.push(name.into());
-            }
-        }
     }
 
     /// Where the issuance log is.
@@ -235,6 +246,37 @@ impl Authority {
         Ok(subject)
     }
 
+    fn check(&self, subject: &Subject) -> Result<(), AuthorityError> {
+        if !subject.id.is_member_of(&self.settings.trust_domain) {
+            return Err(SubjectError::OtherTrustDomain {
+                id: subject.id.to_string(),
+                trust_domain: self.settings.trust_domain.to_string(),
+            }
+            .into());
+        }
+        // Whoever holds the CA's own name could stand between the CA and those who enrol.
+        match subject.dns_names.iter().find(|n| self.settings.names.contains(n)) {
+            Some(name) => Err(SubjectError::ReservedName(name.clone()).into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Authority {
+    /// Reads a directory made by [`init`] and its intermediate's key. The root's key is not read: nothing here needs it.
+    pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
+        Directory::open(dir)?.unlock()
+    }
+
+    /// Adds names for the enrolment server, for this process only.
+    pub fn add_server_names(&mut self, names: impl IntoIterator<Item = ServerNameText>) {
+        for name in names {
+            if !self.directory.settings.names.iter().any(|n| n == name.as_str()) {
+                self.directory.settings.names.push(name.into());
+            }
+        }
+    }
+
     /// Signs a workload's certificate. The lifetime is the shortest of `ttl`, [`MAX_TTL`] and what is left of
     /// the issuer's own.
     pub fn sign_workload(
@@ -262,21 +304,6 @@ impl Authority {
         let window = self.window(ttl, now)?;
         let params = profile::server(&self.settings.names, key, &window)?;
         self.sign(params, key, window)
-    }
-
-    fn check(&self, subject: &Subject) -> Result<(), AuthorityError> {
-        if !subject.id.is_member_of(&self.settings.trust_domain) {
-            return Err(SubjectError::OtherTrustDomain {
-                id: subject.id.to_string(),
-                trust_domain: self.settings.trust_domain.to_string(),
-            }
-            .into());
-        }
-        // Whoever holds the CA's own name could stand between the CA and those who enrol.
-        match subject.dns_names.iter().find(|n| self.settings.names.contains(n)) {
-            Some(name) => Err(SubjectError::ReservedName(name.clone()).into()),
-            None => Ok(()),
-        }
     }
 
     fn window(&self, ttl: Duration, now: OffsetDateTime) -> Result<profile::Window, AuthorityError> {

@@ -111,6 +111,7 @@ fn status_of(error: IssueError) -> Status {
             | Refusal::NotBearer
             | Refusal::UnknownToken
             | Refusal::TokenUsed(_)
+            | Refusal::TokenRevoked(_)
             | Refusal::TokenExpired(_)
             | Refusal::CertificateExpired(_) => Status::unauthenticated(refusal.to_string()),
             Refusal::Certificate(_) | Refusal::Subject(_) => Status::permission_denied(refusal.to_string()),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod kills;
+mod operator;
 
 use std::{
     io::{BufRead, BufReader},
@@ -10,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_ca::{attest::create_token, authority::Authority, store::Database};
+use outrigger_ca::{attest::create_token, authority::Directory, store::Database};
 use outrigger_identity::{
     csr::new_key_and_csr,
     enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled, enrol},
@@ -90,9 +91,9 @@ impl Ca {
 
     /// Many tokens without a process for each.
     fn tokens(&self, count: usize) -> Vec<String> {
-        let authority = Authority::open(&self.dir.path().join("ca")).unwrap();
+        let directory = Directory::open(&self.dir.path().join("ca")).unwrap();
         let mut database = self.database();
-        let subject = authority.subject(ID, &[]).unwrap();
+        let subject = directory.subject(ID, &[]).unwrap();
         let now = time::OffsetDateTime::now_utc();
         let mut one =
             || create_token(&mut database, &subject, Duration::from_secs(600), now).unwrap().as_str().to_owned();

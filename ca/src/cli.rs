@@ -1,0 +1,169 @@
+//! The command line's grammar; its doc comments are the help.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{ArgGroup, Parser, Subcommand};
+use outrigger_ca::{authority::ServerNameText, store::ChainHash};
+use outrigger_identity::{SpiffeId, TrustDomain};
+
+use crate::commands::{self, EXIT_STATUSES};
+
+#[derive(Parser)]
+#[command(
+    name = "outrigger-ca",
+    version,
+    about = "The bundled certificate authority of Outrigger",
+    after_help = EXIT_STATUSES,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    /// Results as JSON on stdout, one object a line; an error as one on stderr
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Make a CA: a root, an intermediate and an empty log
+    Init {
+        /// Directory of the CA; created with mode 0700 if it is missing
+        #[arg(long)]
+        dir: PathBuf,
+        /// The trust domain, as mesh.example
+        #[arg(long, value_name = "NAME")]
+        trust_domain: TrustDomain,
+        /// DNS name or IP address under which sidecars reach "serve"; repeatable [default: localhost, the loopback
+        /// addresses and this machine's name]
+        #[arg(long = "name", value_name = "HOST")]
+        names: Vec<ServerNameText>,
+        /// Replace a CA that is already there; its files are moved aside, not deleted
+        #[arg(long)]
+        force: bool,
+    },
+    /// Issue a workload certificate into a directory: cert.pem, key.pem, bundle.pem
+    Issue {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        /// SPIFFE id, as spiffe://mesh.example/ns/shop/sa/orders
+        #[arg(long, value_name = "SPIFFE")]
+        id: String,
+        /// DNS name that the workload may serve; repeatable
+        #[arg(long, value_name = "NAME")]
+        dns: Vec<String>,
+        /// Lifetime, as 90s, 15m, 24h or 7d; at most 30d
+        #[arg(long, default_value = "24h", value_parser = commands::lifetime)]
+        ttl: Duration,
+        /// Directory for the three files; created if it is missing
+        #[arg(long)]
+        out: PathBuf,
+        /// Replace files that are already there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Join tokens for a workload's first certificate
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Serve enrolment and renewal (Istio's CreateCertificate over TLS)
+    Serve {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        /// Address and port; [::] takes IPv4 too
+        #[arg(long, default_value = "[::]:15012", value_name = "ADDRESS")]
+        listen: SocketAddr,
+        /// A further DNS name or IP address for the server's certificate; repeatable
+        #[arg(long = "name", value_name = "HOST")]
+        names: Vec<ServerNameText>,
+    },
+    /// The trust bundle
+    Bundle {
+        #[command(subcommand)]
+        command: BundleCommand,
+    },
+    /// The issuance log
+    Log {
+        #[command(subcommand)]
+        command: LogCommand,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a join token, good for one enrolment; prints the token alone
+    Create {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        /// SPIFFE id that the token stands for
+        #[arg(long, value_name = "SPIFFE")]
+        id: String,
+        /// DNS name that the workload may serve; repeatable
+        #[arg(long, value_name = "NAME")]
+        dns: Vec<String>,
+        /// How long the token may wait to be used, as 90s, 15m, 24h or 7d; at most 30d
+        #[arg(long, default_value = "1h", value_parser = commands::lifetime)]
+        ttl: Duration,
+    },
+    /// Print every join token, oldest first, by its hash: the token itself is not kept
+    List {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Take back a token that was not used yet
+    #[command(group(ArgGroup::new("which").required(true)))]
+    Revoke {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        /// The first digits of its hash, at least 8, from "token list"
+        #[arg(value_name = "REF", group = "which")]
+        token_ref: Option<String>,
+        /// Every unused token of this SPIFFE id instead
+        #[arg(long, value_name = "SPIFFE", group = "which")]
+        id: Option<SpiffeId>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum BundleCommand {
+    /// Print the roots that verifiers must trust, as PEM
+    Show {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum LogCommand {
+    /// Print every certificate that was issued and not pruned since, oldest first
+    List {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Prove that no record was changed, removed or added: compute the hash chain anew
+    Verify {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        /// A head that was noted earlier; it must still be part of the chain
+        #[arg(long, value_name = "HASH")]
+        head: Option<ChainHash>,
+    },
+    /// Remove the oldest records, of certificates long expired; an anchor keeps the rest provable
+    Prune {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        /// How long a certificate must have been expired, as 24h or 90d
+        #[arg(long, value_name = "AGE", value_parser = commands::age)]
+        older_than: Duration,
+    },
+}
