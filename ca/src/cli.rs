@@ -2,11 +2,14 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{ArgGroup, Parser, Subcommand};
-use outrigger_ca::{authority::ServerNameText, store::ChainHash};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use outrigger_ca::{
+    authority::{Algorithm, Password, ServerNameText},
+    store::ChainHash,
+};
 use outrigger_identity::{SpiffeId, TrustDomain};
 
-use crate::commands::{self, EXIT_STATUSES};
+use crate::commands::{self, EXIT_STATUSES, Failure};
 
 #[derive(Parser)]
 #[command(
@@ -22,6 +25,19 @@ pub(crate) struct Cli {
     pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+#[derive(Args)]
+pub(crate) struct PasswordArgs {
+    /// File with the password of the CA's keys [default: the variable OUTRIGGER_CA_PASSWORD]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+}
+
+impl PasswordArgs {
+    pub(crate) fn read(&self) -> Result<Option<Password>, Failure> {
+        commands::password(self.password_file.as_deref())
+    }
 }
 
 #[derive(Subcommand)]
@@ -41,6 +57,23 @@ pub(crate) enum Command {
         /// Replace a CA that is already there; its files are moved aside, not deleted
         #[arg(long)]
         force: bool,
+        /// Kind of the root's and the intermediate's key: p256, p384 or ed25519
+        #[arg(long = "alg", value_name = "KIND", default_value = "p256")]
+        algorithm: Algorithm,
+        /// Lifetime of the root, as 3650d
+        #[arg(long, value_name = "TTL", default_value = "3650d", value_parser = commands::ca_lifetime)]
+        root_ttl: Duration,
+        /// Lifetime of the intermediate, as 365d; not longer than the root's
+        #[arg(long = "int-ttl", value_name = "TTL", default_value = "365d", value_parser = commands::ca_lifetime)]
+        intermediate_ttl: Duration,
+        #[command(flatten)]
+        password: PasswordArgs,
+        /// Leave the keys unencrypted, even if OUTRIGGER_CA_PASSWORD is set
+        #[arg(long, conflicts_with = "password_file")]
+        no_password: bool,
+        /// Write the root's key into this file and not into the CA's folder
+        #[arg(long, value_name = "FILE")]
+        offline_root: Option<PathBuf>,
     },
     /// Issue a workload certificate into a directory: cert.pem, key.pem, bundle.pem
     Issue {
@@ -62,6 +95,8 @@ pub(crate) enum Command {
         /// Replace files that are already there
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        password: PasswordArgs,
     },
     /// Join tokens for a workload's first certificate
     Token {
@@ -79,6 +114,8 @@ pub(crate) enum Command {
         /// A further DNS name or IP address for the server's certificate; repeatable
         #[arg(long = "name", value_name = "HOST")]
         names: Vec<ServerNameText>,
+        #[command(flatten)]
+        password: PasswordArgs,
     },
     /// The trust bundle
     Bundle {

@@ -46,11 +46,36 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn run(command: Command, output: Output) -> Outcome {
     match command {
-        Command::Init { dir, trust_domain, names, force } => {
-            commands::init(&dir, Init { trust_domain, names, force }, output)
+        Command::Init {
+            dir,
+            trust_domain,
+            names,
+            force,
+            algorithm,
+            root_ttl,
+            intermediate_ttl,
+            password,
+            no_password,
+            offline_root,
+        } => {
+            let password = if no_password { None } else { password.read()? };
+            let wish = Init {
+                trust_domain,
+                names,
+                force,
+                algorithm,
+                root_ttl,
+                intermediate_ttl,
+                password,
+                no_password,
+                offline_root,
+            };
+            commands::init(&dir, wish, output)
         }
-        Command::Issue { dir, id, dns, ttl, out, force } => {
-            commands::issue(&dir, &Issue { id: &id, dns: &dns, ttl, out: &out, force }, output)
+        Command::Issue { dir, id, dns, ttl, out, force, password } => {
+            let password = password.read()?;
+            let wish = Issue { id: &id, dns: &dns, ttl, out: &out, force, password: password.as_ref() };
+            commands::issue(&dir, &wish, output)
         }
         Command::Token { command } => match command {
             TokenCommand::Create { dir, id, dns, ttl } => commands::token_create(&dir, &id, &dns, ttl, output),
@@ -62,7 +87,9 @@ fn run(command: Command, output: Output) -> Outcome {
                 (None, None) => Err(Failure::new(Kind::Usage, "usage", "say which token: its REF, or --id")),
             },
         },
-        Command::Serve { dir, listen, names } => commands::serve(&dir, Serve { listen, names }, output),
+        Command::Serve { dir, listen, names, password } => {
+            commands::serve(&dir, Serve { listen, names, password: password.read()? }, output)
+        }
         Command::Bundle { command: BundleCommand::Show { dir } } => commands::bundle_show(&dir, output),
         Command::Log { command } => match command {
             LogCommand::List { dir } => commands::log_list(&dir, output),

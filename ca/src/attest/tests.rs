@@ -25,10 +25,9 @@ fn now() -> OffsetDateTime {
 
 fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
-    let options =
-        InitOptions { trust_domain: TrustDomain::parse("mesh.example").unwrap(), names: vec![], force: false };
+    let options = InitOptions::new(TrustDomain::parse("mesh.example").unwrap());
     init(dir.path(), options, now()).unwrap();
-    let authority = Authority::open(dir.path()).unwrap();
+    let authority = Authority::open(dir.path(), None).unwrap();
     let database = Database::open(&authority.database_path()).unwrap();
     World { dir, authority, database }
 }

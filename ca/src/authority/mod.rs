@@ -5,8 +5,10 @@
 
 mod ceremony;
 mod files;
+mod keys;
 mod profile;
 mod request;
+mod sealed;
 mod subject;
 
 use std::{
@@ -15,15 +17,17 @@ use std::{
     time::Duration,
 };
 
-use rcgen::{Issuer, KeyPair, PublicKeyData};
+use rcgen::{Issuer, PublicKeyData};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use ceremony::{INTERMEDIATE_LIFETIME, InitOptions, ROOT_LIFETIME, init};
 pub use files::{OutputError, write_public, write_secret};
+pub use keys::{Algorithm, SecretKey};
 pub use profile::random_bytes;
 pub use request::{MAX_CSR_LEN, RequestError, RequestedKey};
+pub use sealed::Password;
 pub use subject::{MAX_DNS_NAMES, ServerNameText, Subject, SubjectError};
 
 use outrigger_identity::TrustDomain;
@@ -34,6 +38,9 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How far `notBefore` lies in the past, for clocks that disagree.
 pub const BACKDATE: Duration = Duration::from_secs(60);
+
+/// The environment variable that may hold the password of a CA's keys.
+pub const PASSWORD_ENV: &str = "OUTRIGGER_CA_PASSWORD";
 
 pub(crate) const ROOT_CERT: &str = "root.pem";
 pub(crate) const ROOT_KEY: &str = "root-key.pem";
@@ -79,6 +86,44 @@ pub enum AuthorityError {
         /// What is wrong with it.
         why: String,
     },
+    /// The key is encrypted and nobody said the password.
+    #[error("{path} is encrypted and no password was given; name its file with --password-file, or set {PASSWORD_ENV}")]
+    Locked {
+        /// The key's file.
+        path: String,
+    },
+    /// The cipher's tag does not fit.
+    #[error(
+        "cannot decrypt {path}: the password is wrong, or the file was changed; correct --password-file or {PASSWORD_ENV}, or restore the file from a backup"
+    )]
+    WrongPassword {
+        /// The key's file.
+        path: String,
+    },
+    /// A password of no characters protects nothing.
+    #[error("the password is empty; write one into the file, or say --no-password if the keys shall not be encrypted")]
+    EmptyPassword,
+    /// The root's key would lie beside what it is to be kept from.
+    #[error(
+        "{path} lies in the CA's own folder, where an offline root's key must not be; name a place elsewhere with --offline-root, best on a medium that can be taken away"
+    )]
+    OfflineRootInside {
+        /// The place that was named.
+        path: String,
+    },
+    /// The intermediate would live longer than its issuer.
+    #[error(
+        "an intermediate of {intermediate} would outlive its root of {root}; give a shorter --int-ttl or a longer --root-ttl"
+    )]
+    IntermediateOutlivesRoot {
+        /// The intermediate's lifetime.
+        intermediate: String,
+        /// The root's lifetime.
+        root: String,
+    },
+    /// The crypto library refused what it must be able to do.
+    #[error("the crypto library failed: {0}; this is a defect, please report it")]
+    Crypto(String),
     /// The intermediate's life is over.
     #[error(
         "the intermediate certificate expired at {at}, so nothing can be signed any more; make a new CA with \"outrigger-ca init --force\" and hand out its bundle"
@@ -142,7 +187,7 @@ pub struct Directory {
 /// A CA with its intermediate's key: ready to sign until the intermediate expires.
 pub struct Authority {
     directory: Directory,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, SecretKey>,
 }
 
 /// An authority is its directory and a key.
@@ -177,12 +222,10 @@ impl Directory {
         Ok(Self { dir: dir.into(), settings, root, intermediate, issuer_not_before, issuer_not_after })
     }
 
-    /// Reads the intermediate's key too.
-    pub fn unlock(self) -> Result<Authority, AuthorityError> {
+    /// Reads the intermediate's key too, with the password if it is encrypted.
+    pub fn unlock(self, password: Option<&Password>) -> Result<Authority, AuthorityError> {
         let key_path = self.dir.join(INTERMEDIATE_KEY);
-        files::warn_if_shared(&key_path);
-        let pem = std::fs::read_to_string(&key_path).map_err(|e| files::error("read", &key_path, e))?;
-        let key = KeyPair::from_pem(&pem).map_err(|e| files::damaged(&key_path, e.to_string()))?;
+        let key = sealed::open(&key_path, password)?;
         let (_, parsed) = X509Certificate::from_der(&self.intermediate.der)
             .map_err(|e| files::damaged(&self.dir.join(INTERMEDIATE_CERT), e.to_string()))?;
         if key.subject_public_key_info() != parsed.public_key().raw {
@@ -264,8 +307,8 @@ impl Directory {
 
 impl Authority {
     /// Reads a directory made by [`init`] and its intermediate's key. The root's key is not read: nothing here needs it.
-    pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
-        Directory::open(dir)?.unlock()
+    pub fn open(dir: &Path, password: Option<&Password>) -> Result<Self, AuthorityError> {
+        Directory::open(dir)?.unlock(password)
     }
 
     /// Adds names for the enrolment server, for this process only.
@@ -297,7 +340,7 @@ impl Authority {
     /// worth nothing inside the mesh.
     pub fn sign_server(
         &self,
-        key: &KeyPair,
+        key: &SecretKey,
         ttl: Duration,
         now: OffsetDateTime,
     ) -> Result<SignedCertificate, AuthorityError> {

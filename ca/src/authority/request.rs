@@ -63,7 +63,7 @@ impl RequestedKey {
     }
 
     /// The public half of a key that this process has just made.
-    pub fn of(key: &rcgen::KeyPair) -> Result<Self, RequestError> {
+    pub fn of(key: &impl PublicKeyData) -> Result<Self, RequestError> {
         SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map(Self).map_err(|_| RequestError::KeyKind)
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, SanType};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use x509_parser::prelude::{GeneralName, ParsedExtension};
 
 use super::*;
@@ -14,16 +14,16 @@ fn now() -> OffsetDateTime {
 
 fn options(force: bool) -> InitOptions {
     InitOptions {
-        trust_domain: TrustDomain::parse("mesh.example").unwrap(),
         names: vec!["ca.mesh".parse().unwrap(), "10.0.0.1".parse().unwrap()],
         force,
+        ..InitOptions::new(TrustDomain::parse("mesh.example").unwrap())
     }
 }
 
 fn authority() -> (tempfile::TempDir, Authority) {
     let dir = tempfile::tempdir().unwrap();
     init(dir.path(), options(false), now()).unwrap();
-    let authority = Authority::open(dir.path()).unwrap();
+    let authority = Authority::open(dir.path(), None).unwrap();
     (dir, authority)
 }
 
@@ -138,17 +138,17 @@ fn init_never_overwrites_and_force_loses_nothing() {
     let aside = init(dir.path(), options(true), now()).unwrap().unwrap();
     assert_ne!(std::fs::read(dir.path().join(ROOT_KEY)).unwrap(), key);
     assert_eq!(std::fs::read(aside.join(ROOT_KEY)).unwrap(), key);
-    Authority::open(dir.path()).unwrap();
+    Authority::open(dir.path(), None).unwrap();
 }
 
 #[test]
 fn a_directory_without_a_ca_or_with_the_wrong_key_is_named() {
     let empty = tempfile::tempdir().unwrap();
-    let error = Authority::open(empty.path()).err().unwrap().to_string();
+    let error = Authority::open(empty.path(), None).err().unwrap().to_string();
     assert!(error.contains("outrigger-ca init"), "{error}");
     let (dir, _) = authority();
     std::fs::copy(dir.path().join(ROOT_KEY), dir.path().join(INTERMEDIATE_KEY)).unwrap();
-    let error = Authority::open(dir.path()).err().unwrap().to_string();
+    let error = Authority::open(dir.path(), None).err().unwrap().to_string();
     assert!(error.contains("is not the key of"), "{error}");
 }
 

@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Refused,
     /// It is not there.
     NotFound,
+    /// A password is missing or wrong.
+    Password,
     /// What was examined is not right.
     Verdict,
 }
@@ -44,6 +46,7 @@ impl Kind {
             Self::Usage => 2,
             Self::Refused => 3,
             Self::NotFound => 4,
+            Self::Password => 5,
             Self::Verdict => 6,
         }
     }
@@ -100,12 +103,20 @@ impl From<AuthorityError> for Failure {
             AuthorityError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 (Kind::NotFound, "no_file")
             }
+            AuthorityError::File { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+                (Kind::Refused, "file_exists")
+            }
             AuthorityError::File { .. } => (Kind::Failed, "file"),
             AuthorityError::Damaged { .. } => (Kind::Failed, "damaged"),
             AuthorityError::IssuerExpired { .. } => (Kind::Refused, "issuer_expired"),
             AuthorityError::Lifetime { .. } => (Kind::Refused, "lifetime"),
             AuthorityError::Subject(_) => (Kind::Refused, "subject"),
-            AuthorityError::Signing(_) => (Kind::Failed, "signing"),
+            AuthorityError::Locked { .. } => (Kind::Password, "password_missing"),
+            AuthorityError::WrongPassword { .. } => (Kind::Password, "password_wrong"),
+            AuthorityError::EmptyPassword => (Kind::Password, "password_empty"),
+            AuthorityError::OfflineRootInside { .. } => (Kind::Refused, "offline_root_inside"),
+            AuthorityError::IntermediateOutlivesRoot { .. } => (Kind::Refused, "lifetime"),
+            AuthorityError::Crypto(_) | AuthorityError::Signing(_) => (Kind::Failed, "signing"),
             AuthorityError::Random => (Kind::Failed, "random"),
         };
         Self::of(kind, code, &error)

@@ -1,11 +1,12 @@
 use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, time::Duration};
 
 use outrigger_ca::{
-    authority::{Authority, AuthorityError, RequestedKey, rfc3339, write_public, write_secret},
+    authority::{
+        Algorithm, Authority, AuthorityError, Password, RequestedKey, SecretKey, rfc3339, write_public, write_secret,
+    },
     issue,
     store::Database,
 };
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
 use time::OffsetDateTime;
 
@@ -17,11 +18,12 @@ pub(crate) struct Issue<'a> {
     pub(crate) ttl: Duration,
     pub(crate) out: &'a Path,
     pub(crate) force: bool,
+    pub(crate) password: Option<&'a Password>,
 }
 
 pub(crate) fn issue(dir: &Path, wish: &Issue<'_>, output: Output) -> Outcome {
     let (id, out) = (wish.id, wish.out);
-    let authority = Authority::open(dir)?;
+    let authority = Authority::open(dir, wish.password)?;
     let subject = authority.subject(id, wish.dns)?;
     DirBuilder::new().recursive(true).mode(0o755).create(out).map_err(|e| {
         let message = format!(
@@ -34,7 +36,7 @@ pub(crate) fn issue(dir: &Path, wish: &Issue<'_>, output: Output) -> Outcome {
     for path in [&key_path, &bundle_path, &cert_path] {
         super::refuse_to_overwrite(path, wish.force)?;
     }
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::from)?;
+    let key = SecretKey::generate(Algorithm::P256).map_err(AuthorityError::from)?;
     let public_key = RequestedKey::of(&key)?;
     let mut database = Database::open(&authority.database_path())?;
     let now = OffsetDateTime::now_utc();
@@ -42,7 +44,7 @@ pub(crate) fn issue(dir: &Path, wish: &Issue<'_>, output: Output) -> Outcome {
     let certificate = issued.certificate;
     // The certificate last: whoever watches it finds its key and bundle in place.
     write_public(&bundle_path, authority.bundle_pem())?;
-    write_secret(&key_path, &key.serialize_pem())?;
+    write_secret(&key_path, &key.to_pem())?;
     write_public(&cert_path, &format!("{}{}", certificate.pem, authority.intermediate_pem()))?;
     let until = rfc3339(certificate.not_after);
     let line = format!("issued {id} into {}, serial {}, until {until}", out.display(), certificate.serial);

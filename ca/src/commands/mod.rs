@@ -19,9 +19,12 @@ pub(crate) use failure::{EXIT_STATUSES, Failure, Kind};
 pub(crate) use init::{Init, init};
 pub(crate) use issue::{Issue, issue};
 pub(crate) use log::{list as log_list, prune as log_prune, verify as log_verify};
-use outrigger_ca::authority::MAX_TTL;
+use outrigger_ca::authority::{MAX_TTL, PASSWORD_ENV, Password};
 pub(crate) use serve::{Serve, serve};
 pub(crate) use token::{Revoke, create as token_create, list as token_list, revoke as token_revoke};
+
+/// A hundred years: more is a slip of the keyboard.
+const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
 
 pub(crate) type Outcome = Result<(), Failure>;
 
@@ -42,6 +45,16 @@ impl Output {
         }
         Ok(out.flush()?)
     }
+}
+
+/// The password of the CA's keys: from the file, else from the environment. `None`: there is neither.
+pub(crate) fn password(file: Option<&Path>) -> Result<Option<Password>, Failure> {
+    let password = match (file, std::env::var_os(PASSWORD_ENV)) {
+        (Some(file), _) => Password::from_file(file)?,
+        (None, Some(text)) => Password::new(text.into_encoded_bytes())?,
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(password))
 }
 
 /// Nothing that is there is replaced unasked.
@@ -77,11 +90,20 @@ pub(crate) fn lifetime(text: &str) -> Result<Duration, String> {
     Ok(lifetime)
 }
 
+/// The lifetime of a CA's own certificate.
+pub(crate) fn ca_lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = span(text)?;
+    if lifetime < Duration::from_secs(60) || lifetime > LONGEST {
+        return Err(format!("{text} is out of range; choose from 1m to {}d", LONGEST.as_secs() / 86_400));
+    }
+    Ok(lifetime)
+}
+
 /// How long ago: up to a hundred years.
 pub(crate) fn age(text: &str) -> Result<Duration, String> {
     let age = span(text)?;
-    if age > Duration::from_secs(36_500 * 86_400) {
-        return Err(format!("{text} is out of range; choose from 0s to 36500d"));
+    if age > LONGEST {
+        return Err(format!("{text} is out of range; choose from 0s to {}d", LONGEST.as_secs() / 86_400));
     }
     Ok(age)
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use outrigger_ca::{
-    authority::{Authority, ServerNameText},
+    authority::{Authority, Password, ServerNameText},
     server::{self, ServeError, ServerCertificate},
     store::{Database, Store},
 };
@@ -21,10 +21,13 @@ use super::{Outcome, Output};
 pub(crate) struct Serve {
     pub(crate) listen: SocketAddr,
     pub(crate) names: Vec<ServerNameText>,
+    pub(crate) password: Option<Password>,
 }
 
 pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
-    let mut authority = Authority::open(dir)?;
+    let mut authority = Authority::open(dir, wish.password.as_ref())?;
+    // It has done its work; a server runs for long.
+    drop(wish.password);
     authority.add_server_names(wish.names);
     let authority = Arc::new(authority);
     let database = Database::open(&authority.database_path())?;

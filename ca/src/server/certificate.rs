@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -17,7 +16,7 @@ use time::OffsetDateTime;
 
 use super::ServeError;
 use crate::{
-    authority::{Authority, AuthorityError, DEFAULT_TTL, rfc3339},
+    authority::{Algorithm, Authority, AuthorityError, DEFAULT_TTL, SecretKey, rfc3339},
     issue,
     store::Store,
 };
@@ -60,8 +59,8 @@ impl ResolvesServerCert for ServerCertificate {
 
 async fn make(authority: &Arc<Authority>, store: &Store) -> Result<Current, ServeError> {
     let now = OffsetDateTime::now_utc();
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::from)?;
-    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let key = SecretKey::generate(Algorithm::P256).map_err(AuthorityError::from)?;
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec()));
     let signer = Arc::clone(authority);
     let issued = store.run(move |db| issue::for_server(db, &signer, &key, DEFAULT_TTL, now)).await??;
     let certificate = issued.certificate;

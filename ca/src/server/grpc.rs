@@ -125,6 +125,12 @@ fn status_of(error: IssueError) -> Status {
             | AuthorityError::Exists { .. }
             | AuthorityError::File { .. }
             | AuthorityError::Damaged { .. }
+            | AuthorityError::Locked { .. }
+            | AuthorityError::WrongPassword { .. }
+            | AuthorityError::EmptyPassword
+            | AuthorityError::OfflineRootInside { .. }
+            | AuthorityError::IntermediateOutlivesRoot { .. }
+            | AuthorityError::Crypto(_)
             | AuthorityError::Signing(_)
             | AuthorityError::Random => broken(&error),
         },

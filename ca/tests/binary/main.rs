@@ -1,6 +1,7 @@
 //! The real binary: made, served, asked, killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod keys;
 mod kills;
 mod operator;
 
@@ -56,18 +57,15 @@ impl Drop for Server {
 
 impl Ca {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// Made with further options of "init".
+    fn with(options: &[&str]) -> Self {
         let ca = Self { dir: tempfile::tempdir().unwrap() };
-        ok(&[
-            "init",
-            "--dir",
-            &ca.path("ca"),
-            "--trust-domain",
-            "mesh.example",
-            "--name",
-            "127.0.0.1",
-            "--name",
-            "ca.mesh",
-        ]);
+        let dir = ca.path("ca");
+        let names = ["--name", "127.0.0.1", "--name", "ca.mesh"];
+        ok(&[&["init", "--dir", &dir, "--trust-domain", "mesh.example"][..], &names, options].concat());
         ca
     }
 
@@ -106,9 +104,14 @@ impl Ca {
     }
 
     fn serve(&self) -> Server {
+        self.serve_with(&[])
+    }
+
+    fn serve_with(&self, options: &[&str]) -> Server {
         let started = Instant::now();
         let mut child = Command::new(BINARY)
             .args(["serve", "--dir", &self.path("ca"), "--listen", "127.0.0.1:0"])
+            .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
