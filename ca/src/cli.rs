@@ -98,6 +98,60 @@ pub(crate) enum Command {
         #[command(flatten)]
         password: PasswordArgs,
     },
+    /// Sign a workload's certificate request: of it only the key is believed
+    Sign {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        /// The PKCS#10 request as PEM; - reads stdin
+        csr: PathBuf,
+        /// SPIFFE id, as spiffe://mesh.example/ns/shop/sa/orders
+        #[arg(long, value_name = "SPIFFE")]
+        id: String,
+        /// DNS name that the workload may serve; repeatable
+        #[arg(long, value_name = "NAME")]
+        dns: Vec<String>,
+        /// Lifetime, as 90s, 15m, 24h or 7d; at most 30d
+        #[arg(long, default_value = "24h", value_parser = commands::lifetime)]
+        ttl: Duration,
+        /// File for the chain, leaf first [default: stdout]
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Replace the file if it is already there
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
+    /// Print what certificates say
+    Inspect {
+        /// A file of certificates (PEM or DER), or a server
+        #[arg(value_name = "FILE|HOST:PORT")]
+        target: String,
+    },
+    /// Judge a workload's certificate: a verdict for each rule of SPIFFE's X509-SVID
+    Verify {
+        /// A file of certificates (PEM or DER), leaf first, or a server
+        #[arg(value_name = "FILE|HOST:PORT")]
+        target: String,
+        /// The roots that a path must lead to, as PEM
+        #[arg(long, value_name = "FILE")]
+        bundle: Option<PathBuf>,
+        /// Take the roots and the trust domain of the CA in this directory instead
+        #[arg(long, conflicts_with = "bundle")]
+        dir: Option<PathBuf>,
+        /// The trust domain that the id must belong to [default: the one that the roots name]
+        #[arg(long, value_name = "NAME")]
+        trust_domain: Option<TrustDomain>,
+    },
+    /// Look at the CA itself: keys, permissions, the life left of its certificates, database, log
+    Check {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
     /// Join tokens for a workload's first certificate
     Token {
         #[command(subcommand)]

@@ -8,7 +8,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use clap::Parser as _;
 
 use cli::{BundleCommand, Cli, Command, LogCommand, TokenCommand};
-use commands::{Failure, Init, Issue, Kind, Outcome, Output, Revoke, Serve};
+use commands::{Failure, Init, Issue, Kind, Outcome, Output, Revoke, Serve, Sign, Verify};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -77,6 +77,16 @@ fn run(command: Command, output: Output) -> Outcome {
             let wish = Issue { id: &id, dns: &dns, ttl, out: &out, force, password: password.as_ref() };
             commands::issue(&dir, &wish, output)
         }
+        Command::Sign { dir, csr, id, dns, ttl, out, force, password } => {
+            let password = password.read()?;
+            let (out, password) = (out.as_deref(), password.as_ref());
+            commands::sign(&dir, &Sign { csr: &csr, id: &id, dns: &dns, ttl, out, force, password }, output)
+        }
+        Command::Inspect { target } => commands::inspect(&target, output),
+        Command::Verify { target, bundle, dir, trust_domain } => {
+            commands::verify(Verify { target, bundle, dir, trust_domain }, output)
+        }
+        Command::Check { dir, password } => commands::check(&dir, password.read()?.as_ref(), output),
         Command::Token { command } => match command {
             TokenCommand::Create { dir, id, dns, ttl } => commands::token_create(&dir, &id, &dns, ttl, output),
             TokenCommand::List { dir } => commands::token_list(&dir, output),

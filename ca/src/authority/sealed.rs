@@ -98,6 +98,11 @@ pub(super) fn seal(key: &SecretKey, password: Option<&Password>) -> Result<Zeroi
     Ok(Zeroizing::new(pem::encode_config(&sealed, EncodeConfig::new().set_line_ending(LineEnding::LF))))
 }
 
+/// Whether a key file is encrypted.
+pub(super) fn is_sealed(path: &Path) -> Result<bool, AuthorityError> {
+    parse(path).map(|file| file.tag() == TAG)
+}
+
 /// Reads a key file of either kind.
 pub(super) fn open(path: &Path, password: Option<&Password>) -> Result<SecretKey, AuthorityError> {
     files::warn_if_shared(path);

@@ -5,6 +5,7 @@ use std::{error::Error, io};
 use outrigger_ca::{
     attest::CreateError,
     authority::{AuthorityError, OutputError, RequestError, SubjectError},
+    inspect::InspectError,
     issue::IssueError,
     server::ServeError,
     store::{ChainFault, StoreError},
@@ -174,6 +175,20 @@ impl From<SubjectError> for Failure {
 impl From<RequestError> for Failure {
     fn from(error: RequestError) -> Self {
         Self::of(Kind::Refused, "request", &error)
+    }
+}
+
+impl From<InspectError> for Failure {
+    fn from(error: InspectError) -> Self {
+        let (kind, code) = match &error {
+            InspectError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                (Kind::NotFound, "no_file")
+            }
+            InspectError::File { .. } => (Kind::Failed, "file"),
+            InspectError::NotCertificates { .. } => (Kind::Failed, "not_certificates"),
+            InspectError::Peer { .. } => (Kind::Failed, "peer"),
+        };
+        Self::of(kind, code, &error)
     }
 }
 

@@ -1,11 +1,14 @@
 //! What each command does. Reading and writing for people and programs; the work is in the library.
 
 mod bundle;
+mod check;
 mod failure;
 mod init;
+mod inspect;
 mod issue;
 mod log;
 mod serve;
+mod sign;
 mod token;
 
 use std::{
@@ -15,12 +18,15 @@ use std::{
 };
 
 pub(crate) use bundle::show as bundle_show;
+pub(crate) use check::check;
 pub(crate) use failure::{EXIT_STATUSES, Failure, Kind};
 pub(crate) use init::{Init, init};
+pub(crate) use inspect::{Verify, inspect, verify};
 pub(crate) use issue::{Issue, issue};
 pub(crate) use log::{list as log_list, prune as log_prune, verify as log_verify};
 use outrigger_ca::authority::{MAX_TTL, PASSWORD_ENV, Password};
 pub(crate) use serve::{Serve, serve};
+pub(crate) use sign::{Sign, sign};
 pub(crate) use token::{Revoke, create as token_create, list as token_list, revoke as token_revoke};
 
 /// A hundred years: more is a slip of the keyboard.

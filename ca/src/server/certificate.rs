@@ -17,14 +17,13 @@ use time::OffsetDateTime;
 use super::ServeError;
 use crate::{
     authority::{Algorithm, Authority, AuthorityError, DEFAULT_TTL, SecretKey, rfc3339},
+    health::WARN_SHARE,
     issue,
     store::Store,
 };
 
 /// How often the clock is looked at. Short, so that a machine that slept renews soon after it woke.
 const CHECK: Duration = Duration::from_secs(30);
-/// Below this share of the intermediate's life the log says that something must be done.
-const WARN_SHARE: f64 = 0.2;
 
 struct Current {
     key: Arc<CertifiedKey>,
