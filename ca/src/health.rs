@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
-    authority::{AuthorityError, Directory, Password, rfc3339},
+    authority::{AuthorityError, Directory, Password, is_encrypted, rfc3339},
     store::{Database, verify_chain},
 };
 
@@ -115,7 +115,7 @@ fn root_key(directory: &Directory) -> Check {
     if file.level != Level::Ok {
         return file;
     }
-    match directory.is_encrypted(&path) {
+    match is_encrypted(&path) {
         Ok(true) => Check { name, level: Level::Ok, detail: format!("{} is encrypted", path.display()) },
         Ok(false) => {
             let detail = format!(
@@ -130,7 +130,7 @@ fn root_key(directory: &Directory) -> Check {
 
 fn intermediate_key(directory: Directory, password: Option<&Password>) -> Check {
     let name = "intermediate_key";
-    let encrypted = directory.is_encrypted(&directory.intermediate_key_path());
+    let encrypted = is_encrypted(&directory.intermediate_key_path());
     let (level, detail) = match (directory.unlock(password), encrypted) {
         (Ok(_), Ok(true)) => (Level::Ok, "encrypted, and the password and the certificate fit it".to_owned()),
         (Ok(_), _) if password.is_some() => {
@@ -194,7 +194,7 @@ fn pages(database: &Database) -> Check {
 
 fn chain(database: &mut Database) -> Check {
     let name = "log";
-    let (level, detail) = match database.transaction(|tx| verify_chain(tx, None)) {
+    let (level, detail) = match database.snapshot(|tx| verify_chain(tx, None)) {
         Ok(report) => (Level::Ok, format!("{} records, each of them proved; head {}", report.records, report.head)),
         Err(fault) => (Level::Failure, fault.to_string()),
     };

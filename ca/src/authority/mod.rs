@@ -29,7 +29,7 @@ pub use files::{OutputError, write_public, write_secret};
 pub use keys::{Algorithm, SecretKey};
 pub use profile::random_bytes;
 pub use request::{MAX_CSR_LEN, RequestError, RequestedKey};
-pub use sealed::Password;
+pub use sealed::{Password, is_encrypted};
 pub use subject::{MAX_DNS_NAMES, ServerNameText, Subject, SubjectError};
 
 use outrigger_identity::TrustDomain;
@@ -164,11 +164,6 @@ impl Directory {
     /// Where the intermediate's key is.
     pub fn intermediate_key_path(&self) -> PathBuf {
         self.dir.join(INTERMEDIATE_KEY)
-    }
-
-    /// Whether a key file of this CA is encrypted with a password.
-    pub fn is_encrypted(&self, key: &Path) -> Result<bool, AuthorityError> {
-        sealed::is_sealed(key)
     }
 
     /// The root, which is what verifiers trust.

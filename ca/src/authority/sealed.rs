@@ -98,8 +98,8 @@ pub(super) fn seal(key: &SecretKey, password: Option<&Password>) -> Result<Zeroi
     Ok(Zeroizing::new(pem::encode_config(&sealed, EncodeConfig::new().set_line_ending(LineEnding::LF))))
 }
 
-/// Whether a key file is encrypted.
-pub(super) fn is_sealed(path: &Path) -> Result<bool, AuthorityError> {
+/// Whether a key file is encrypted with a password.
+pub fn is_encrypted(path: &Path) -> Result<bool, AuthorityError> {
     parse(path).map(|file| file.tag() == TAG)
 }
 

@@ -86,9 +86,22 @@ fn the_same_key_gets_another_serial_each_time() {
     let key = key();
     let mut serials: Vec<String> =
         (0..50).map(|_| ca.sign_workload(&subject, &key, DEFAULT_TTL, now()).unwrap().serial).collect();
+    // Of 64 serials each random bit is set in some and not in others, but for one chance in 2^56 or so.
+    let (mut set, mut clear) = ([0u8; 20], [0u8; 20]);
+    for _ in 0..64 {
+        let signed = ca.sign_workload(&subject, &key, DEFAULT_TTL, now()).unwrap();
+        let (_, leaf) = X509Certificate::from_der(&signed.der).unwrap();
+        for (at, byte) in leaf.raw_serial().iter().enumerate() {
+            set[at] |= byte;
+            clear[at] |= !byte;
+        }
+        serials.push(signed.serial);
+    }
+    let random: u32 = set.iter().zip(&clear).map(|(set, clear)| (set & clear).count_ones()).sum();
+    assert!(random >= 128, "{random} random bits");
     serials.sort();
     serials.dedup();
-    assert_eq!(serials.len(), 50);
+    assert_eq!(serials.len(), 50 + 64);
 }
 
 #[test]

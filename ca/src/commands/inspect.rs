@@ -8,7 +8,7 @@ use outrigger_identity::TrustDomain;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{Failure, Kind, Outcome, Output};
+use super::{Failure, Kind, Outcome, Output, printable};
 
 pub(crate) fn inspect(target: &str, output: Output) -> Outcome {
     let presented = inspect::load(target)?;
@@ -28,7 +28,7 @@ fn lines(at: usize, text: &CertificateText) -> Vec<String> {
     let mut lines = vec![format!("certificate {at}, serial {}", text.serial)];
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
-            lines.push(format!("  {name:<16} {value}"));
+            lines.push(format!("  {name:<16} {}", printable(value)));
         }
     };
     line("subject", &text.subject);
@@ -75,7 +75,8 @@ pub(crate) fn verify(wish: Verify, output: Output) -> Outcome {
     let findings = inspect::judge(&presented, &expect, OffsetDateTime::now_utc());
     for finding in &findings {
         let (verdict, at) = (finding.verdict.as_str(), finding.certificate);
-        let line = format!("{verdict:<11} {at} {:<15} {} ({})", finding.rule, finding.detail, finding.source);
+        let line =
+            format!("{verdict:<11} {at} {:<15} {} ({})", finding.rule, printable(&finding.detail), finding.source);
         let value = json!({
             "rule": finding.rule,
             "certificate": at,

@@ -6,7 +6,7 @@ use std::{
 
 use outrigger_ca::{
     authority::{Directory, rfc3339},
-    store::{ChainFault, ChainHash, Database, LogRecord, for_each, prune as prune_log, verify_chain},
+    store::{ChainHash, Database, LogRecord, for_each, prune as prune_log, verify_chain},
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -49,7 +49,7 @@ fn write(out: &mut impl Write, record: &LogRecord, json: bool) -> io::Result<()>
 pub(crate) fn verify(dir: &Path, head: Option<ChainHash>, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
     let mut database = Database::open(&directory.database_path())?;
-    let report = database.transaction(|tx| verify_chain(tx, head))?;
+    let report = database.snapshot(|tx| verify_chain(tx, head))?;
     let mut lines = vec![format!("{} records, each of them proved", report.records)];
     if let Some((seq, hash)) = report.anchor {
         lines.push(format!("records up to number {seq} were pruned; the chain begins at {hash}"));
@@ -72,10 +72,8 @@ pub(crate) fn prune(dir: &Path, older_than: Duration, output: Output) -> Outcome
     let directory = Directory::open(dir)?;
     let mut database = Database::open(&directory.database_path())?;
     let now = OffsetDateTime::now_utc();
-    let pruned = database.transaction(|tx| {
-        verify_chain(tx, None)?;
-        Ok::<_, ChainFault>(prune_log(tx, now - older_than, now)?)
-    })?;
+    database.snapshot(|tx| verify_chain(tx, None))?;
+    let pruned = database.transaction(|tx| prune_log(tx, now - older_than, now))?;
     let line = match pruned.anchor {
         Some((seq, hash)) => {
             format!("pruned {} records, up to number {seq}; the chain goes on from {hash}", pruned.records)

@@ -53,6 +53,12 @@ impl Output {
     }
 }
 
+/// What a stranger wrote, as one line that cannot move the cursor or pass for a line of ours.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
 /// The password of the CA's keys: from the file, else from the environment. `None`: there is neither.
 pub(crate) fn password(file: Option<&Path>) -> Result<Option<Password>, Failure> {
     let password = match (file, std::env::var_os(PASSWORD_ENV)) {

@@ -128,7 +128,7 @@ pub struct ChainReport {
 
 /// Computes every hash anew. With `head`, a hash noted earlier must be among them (or be the anchor's).
 ///
-/// Call it in a transaction, or what is recorded meanwhile may look cut.
+/// Call it in a snapshot, or what is recorded meanwhile may look cut.
 pub fn verify_chain(connection: &Connection, head: Option<ChainHash>) -> Result<ChainReport, ChainFault> {
     let anchor = anchor(connection)?;
     let (mut last_seq, mut before) = anchor.unwrap_or((0, ChainHash::GENESIS));

@@ -85,6 +85,15 @@ impl Database {
         Ok(result)
     }
 
+    /// Runs `work` on one state of the database, however long it takes: who records meanwhile is not kept waiting.
+    pub fn snapshot<T, E: From<StoreError>>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(StoreError::from)?;
+        work(&tx)
+    }
+
     /// SQLite's own look at the file's pages and indexes; each line is one thing that is wrong.
     pub fn integrity(&self) -> Result<Vec<String>, StoreError> {
         let mut statement = self.connection.prepare("PRAGMA quick_check")?;

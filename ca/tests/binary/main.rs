@@ -1,6 +1,8 @@
 //! The real binary: made, served, asked, killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod examine;
+mod hostile;
 mod keys;
 mod kills;
 mod operator;
