@@ -176,6 +176,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: BundleCommand,
     },
+    /// Replace the intermediate under the same root
+    Rotate {
+        #[command(subcommand)]
+        command: RotateCommand,
+    },
     /// The issuance log
     Log {
         #[command(subcommand)]
@@ -228,6 +233,41 @@ pub(crate) enum BundleCommand {
         /// Directory of the CA
         #[arg(long)]
         dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum RotateCommand {
+    /// How long the intermediate lives on, and whether the next one is prepared
+    Status {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Make the next intermediate; the current one goes on signing
+    Prepare {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        /// File of the root's key [default: root-key.pem in the CA's directory]
+        #[arg(long, value_name = "FILE")]
+        root_key: Option<PathBuf>,
+        /// Kind of the new key: p256, p384 or ed25519
+        #[arg(long = "alg", value_name = "KIND", default_value = "p256")]
+        algorithm: Algorithm,
+        /// Lifetime, as 365d; ends with the root's at the latest
+        #[arg(long = "int-ttl", value_name = "TTL", default_value = "365d", value_parser = commands::ca_lifetime)]
+        ttl: Duration,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
+    /// Let the prepared intermediate sign; "serve" does at its next start
+    Activate {
+        /// Directory of the CA
+        #[arg(long)]
+        dir: PathBuf,
+        #[command(flatten)]
+        password: PasswordArgs,
     },
 }
 

@@ -144,7 +144,10 @@ fn intermediate_key(directory: Directory, password: Option<&Password>) -> Check 
 }
 
 fn life(name: &'static str, who: &str, der: &[u8], now: OffsetDateTime) -> Check {
-    let remedy = "make a new CA with \"outrigger-ca init\" and hand out its bundle";
+    let remedy = match who {
+        "root" => "make a new CA with \"outrigger-ca init\" and hand out its bundle",
+        _ => "run \"outrigger-ca rotate prepare\" and \"rotate activate\", and restart \"outrigger-ca serve\"",
+    };
     let (_, certificate) = match X509Certificate::from_der(der) {
         Ok(parsed) => parsed,
         Err(error) => {

@@ -7,8 +7,8 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser as _;
 
-use cli::{BundleCommand, Cli, Command, LogCommand, TokenCommand};
-use commands::{Failure, Init, Issue, Kind, Outcome, Output, Revoke, Serve, Sign, Verify};
+use cli::{BundleCommand, Cli, Command, LogCommand, RotateCommand, TokenCommand};
+use commands::{Failure, Init, Issue, Kind, Outcome, Output, Prepare, Revoke, Serve, Sign, Verify};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -101,6 +101,16 @@ fn run(command: Command, output: Output) -> Outcome {
             commands::serve(&dir, Serve { listen, names, password: password.read()? }, output)
         }
         Command::Bundle { command: BundleCommand::Show { dir } } => commands::bundle_show(&dir, output),
+        Command::Rotate { command } => match command {
+            RotateCommand::Status { dir } => commands::rotate_status(&dir, output),
+            RotateCommand::Prepare { dir, root_key, algorithm, ttl, password } => {
+                let wish = Prepare { root_key, algorithm, ttl, password: password.read()? };
+                commands::rotate_prepare(&dir, &wish, output)
+            }
+            RotateCommand::Activate { dir, password } => {
+                commands::rotate_activate(&dir, password.read()?.as_ref(), output)
+            }
+        },
         Command::Log { command } => match command {
             LogCommand::List { dir } => commands::log_list(&dir, output),
             LogCommand::Verify { dir, head } => commands::log_verify(&dir, head, output),

@@ -88,8 +88,9 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
         names if names.is_empty() => default_names(),
         names => names.into_iter().map(String::from).collect(),
     };
-    let settings = serde_json::to_string_pretty(&Settings { trust_domain: domain, names })
-        .map_err(|e| files::damaged(&dir.join(super::SETTINGS), e.to_string()))?;
+    let settings =
+        serde_json::to_string_pretty(&Settings { trust_domain: domain, names, intermediate: None, prepared: None })
+            .map_err(|e| files::damaged(&dir.join(super::SETTINGS), e.to_string()))?;
 
     // SQLite gives its journal files the mode of the database, so this one call keeps all of them private.
     let database = dir.join(DATABASE);
@@ -143,8 +144,19 @@ fn refuse_inside(path: &Path, dir: &Path) -> Result<(), AuthorityError> {
 fn make_room(dir: &Path, force: bool, now: OffsetDateTime) -> Result<Option<PathBuf>, AuthorityError> {
     const OURS: [&str; 8] =
         [super::SETTINGS, ROOT_KEY, ROOT_CERT, INTERMEDIATE_KEY, INTERMEDIATE_CERT, DATABASE, "ca.db-wal", "ca.db-shm"];
-    let mut found = OURS.into_iter().filter(|name| dir.join(name).symlink_metadata().is_ok()).peekable();
-    let Some(&file) = found.peek() else { return Ok(None) };
+    let found: Vec<_> = OURS.into_iter().filter(|name| dir.join(name).symlink_metadata().is_ok()).collect();
+    let Some(&file) = found.first() else { return Ok(None) };
+    let mut found: Vec<String> = found.into_iter().map(Into::into).collect();
+    // What rotations have left has other names.
+    for entry in std::fs::read_dir(dir).map_err(|e| files::error("look into", dir, e))? {
+        let name = entry.map_err(|e| files::error("look into", dir, e))?.file_name();
+        match name.to_str() {
+            Some(name) if name.starts_with("intermediate-") && name.ends_with(".pem") && !OURS.contains(&name) => {
+                found.push(name.to_owned());
+            }
+            _ => {}
+        }
+    }
     if !force {
         return Err(AuthorityError::Exists { dir: dir.display().to_string(), file });
     }
@@ -152,8 +164,8 @@ fn make_room(dir: &Path, force: bool, now: OffsetDateTime) -> Result<Option<Path
     let aside = dir.join(format!("replaced-{}-{}", now.unix_timestamp(), hex(&super::random_bytes::<2>()?)));
     DirBuilder::new().mode(0o700).create(&aside).map_err(|e| files::error("create", &aside, e))?;
     for name in found {
-        let path = dir.join(name);
-        match rename(&path, aside.join(name)) {
+        let path = dir.join(&name);
+        match rename(&path, aside.join(&name)) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(files::error("move aside", &path, e)),

@@ -81,12 +81,29 @@ pub enum AuthorityError {
     Crypto(String),
     /// The intermediate's life is over.
     #[error(
-        "the intermediate certificate expired at {at}, so nothing can be signed any more; make a new CA with \"outrigger-ca init --force\" and hand out its bundle"
+        "the intermediate certificate expired at {at}, so nothing can be signed any more; make another under the same root with \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\", and restart \"outrigger-ca serve\""
     )]
     IssuerExpired {
         /// Its `notAfter`.
         at: String,
     },
+    /// The root's life is over.
+    #[error(
+        "the root expired at {at}, so it can sign no intermediate; make a new CA with \"outrigger-ca init --force\" and hand out its bundle"
+    )]
+    RootExpired {
+        /// Its `notAfter`.
+        at: String,
+    },
+    /// The next intermediate is there already.
+    #[error("the next intermediate is already prepared ({name}); let it sign with \"outrigger-ca rotate activate\"")]
+    AlreadyPrepared {
+        /// Its files' name.
+        name: String,
+    },
+    /// There is no next intermediate.
+    #[error("no next intermediate is prepared; make one with \"outrigger-ca rotate prepare\"")]
+    NothingPrepared,
     /// The wished lifetime cannot be given.
     #[error("a lifetime of {wished} is not possible; choose one from 1s to {max}")]
     Lifetime {

@@ -9,6 +9,7 @@ mod files;
 mod keys;
 mod profile;
 mod request;
+mod rotation;
 mod sealed;
 mod subject;
 
@@ -57,6 +58,18 @@ pub(crate) struct Settings {
     pub(crate) trust_domain: TrustDomain,
     /// DNS names and IP addresses of the enrolment server.
     pub(crate) names: Vec<String>,
+    /// Name of the intermediate's two files without `.pem` and `-key.pem`; `None` is that of the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) intermediate: Option<String>,
+    /// The same of the next intermediate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) prepared: Option<String>,
+}
+
+impl Settings {
+    fn intermediate_file(&self, end: &str) -> String {
+        format!("{}{end}", self.intermediate.as_deref().unwrap_or("intermediate"))
+    }
 }
 
 /// A certificate that has been signed. It must not leave the process before its record is durable.
@@ -111,9 +124,12 @@ impl Directory {
         };
         let settings: Settings =
             serde_json::from_slice(&text).map_err(|e| files::damaged(&settings_path, e.to_string()))?;
+        Self::with_settings(dir, settings)
+    }
 
+    fn with_settings(dir: &Path, settings: Settings) -> Result<Self, AuthorityError> {
         let root = read_certificate(&dir.join(ROOT_CERT))?;
-        let path = dir.join(INTERMEDIATE_CERT);
+        let path = dir.join(settings.intermediate_file(".pem"));
         let intermediate = read_certificate(&path)?;
         let (_, parsed) =
             X509Certificate::from_der(&intermediate.der).map_err(|e| files::damaged(&path, e.to_string()))?;
@@ -124,12 +140,12 @@ impl Directory {
 
     /// Reads the intermediate's key too, with the password if it is encrypted.
     pub fn unlock(self, password: Option<&Password>) -> Result<Authority, AuthorityError> {
-        let key_path = self.dir.join(INTERMEDIATE_KEY);
+        let key_path = self.intermediate_key_path();
         let key = sealed::open(&key_path, password)?;
         let (_, parsed) = X509Certificate::from_der(&self.intermediate.der)
-            .map_err(|e| files::damaged(&self.dir.join(INTERMEDIATE_CERT), e.to_string()))?;
+            .map_err(|e| files::damaged(&self.intermediate_path(), e.to_string()))?;
         if key.subject_public_key_info() != parsed.public_key().raw {
-            let certificate = self.dir.join(INTERMEDIATE_CERT);
+            let certificate = self.intermediate_path();
             return Err(files::damaged(&key_path, format!("it is not the key of {}", certificate.display())));
         }
         let issuer = Issuer::from_ca_cert_der(&self.intermediate.der, key)?;
@@ -161,9 +177,13 @@ impl Directory {
         self.dir.join(ROOT_KEY)
     }
 
+    fn intermediate_path(&self) -> PathBuf {
+        self.dir.join(self.settings.intermediate_file(".pem"))
+    }
+
     /// Where the intermediate's key is.
     pub fn intermediate_key_path(&self) -> PathBuf {
-        self.dir.join(INTERMEDIATE_KEY)
+        self.dir.join(self.settings.intermediate_file("-key.pem"))
     }
 
     /// The root, which is what verifiers trust.

@@ -117,6 +117,9 @@ impl From<AuthorityError> for Failure {
             AuthorityError::EmptyPassword => (Kind::Password, "password_empty"),
             AuthorityError::OfflineRootInside { .. } => (Kind::Refused, "offline_root_inside"),
             AuthorityError::IntermediateOutlivesRoot { .. } => (Kind::Refused, "lifetime"),
+            AuthorityError::RootExpired { .. } => (Kind::Refused, "root_expired"),
+            AuthorityError::AlreadyPrepared { .. } => (Kind::Refused, "already_prepared"),
+            AuthorityError::NothingPrepared => (Kind::NotFound, "nothing_prepared"),
             AuthorityError::Crypto(_) | AuthorityError::Signing(_) => (Kind::Failed, "signing"),
             AuthorityError::Random => (Kind::Failed, "random"),
         };

@@ -79,7 +79,7 @@ pub(super) async fn keep_fresh(own: Arc<ServerCertificate>, authority: Arc<Autho
             warned = true;
             tracing::warn!(
                 expires = rfc3339(authority.expires_at()),
-                "less than a fifth of the intermediate's life is left; make a new CA and hand out its bundle in time"
+                "less than a fifth of the intermediate's life is left; run \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\", and restart this server"
             );
         }
         if now >= own.renew_at() {

@@ -130,6 +130,9 @@ fn status_of(error: IssueError) -> Status {
             | AuthorityError::EmptyPassword
             | AuthorityError::OfflineRootInside { .. }
             | AuthorityError::IntermediateOutlivesRoot { .. }
+            | AuthorityError::RootExpired { .. }
+            | AuthorityError::AlreadyPrepared { .. }
+            | AuthorityError::NothingPrepared
             | AuthorityError::Crypto(_)
             | AuthorityError::Signing(_)
             | AuthorityError::Random => broken(&error),

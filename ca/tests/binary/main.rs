@@ -6,6 +6,7 @@ mod hostile;
 mod keys;
 mod kills;
 mod operator;
+mod rotate;
 
 use std::{
     io::{BufRead, BufReader},
