@@ -79,6 +79,11 @@ pub enum AuthorityError {
     /// The crypto library refused what it must be able to do.
     #[error("the crypto library failed: {0}; this is a defect, please report it")]
     Crypto(String),
+    /// Argon2id needs memory, and there is none.
+    #[error(
+        "the password's hash needs {0} MiB of memory and there is not so much; raise the memory limit of this process"
+    )]
+    NoMemory(u32),
     /// The intermediate's life is over.
     #[error(
         "the intermediate certificate expired at {at}, so nothing can be signed any more; make another under the same root with \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\", and restart \"outrigger-ca serve\""

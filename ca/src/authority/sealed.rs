@@ -158,7 +158,10 @@ fn params(text: &str) -> Option<Params> {
 }
 
 fn cipher(password: &Password, salt: &[u8], params: Params) -> Result<LessSafeKey, AuthorityError> {
-    let mut memory = vec![Block::new(); params.block_count()];
+    let mut memory = Vec::new();
+    // A vector that finds no memory ends the process; this is an error like any other.
+    memory.try_reserve_exact(params.block_count()).map_err(|_| AuthorityError::NoMemory(params.m_cost() / 1024))?;
+    memory.resize(params.block_count(), Block::new());
     let mut key = Zeroizing::new([0; 32]);
     let derived = Argon2::new(argon2::Algorithm::Argon2id, Version::V0x13, params).hash_password_into_with_memory(
         &password.0,

@@ -1,5 +1,5 @@
 //! The reading of files and addresses. What each rule refuses stands in the table of hostile certificates, which is held
-//! against the CA, the sidecar and these rules together (`tests/tests/hostile`).
+//! against the CA, the sidecar and these rules together (`ca/tests/hostile`).
 
 use rcgen::{CertificateParams, KeyPair};
 use time::OffsetDateTime;

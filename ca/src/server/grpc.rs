@@ -133,6 +133,7 @@ fn status_of(error: IssueError) -> Status {
             | AuthorityError::RootExpired { .. }
             | AuthorityError::AlreadyPrepared { .. }
             | AuthorityError::NothingPrepared
+            | AuthorityError::NoMemory(_)
             | AuthorityError::Crypto(_)
             | AuthorityError::Signing(_)
             | AuthorityError::Random => broken(&error),
