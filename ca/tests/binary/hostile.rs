@@ -1,6 +1,6 @@
 //! Hostile requests, certificates and chains against the CA: each refused, for its own reason, and nothing recorded.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use outrigger_ca::{
     authority::{RequestError, RequestedKey},
@@ -11,7 +11,15 @@ use outrigger_identity::{
     enrol::{Credential, EnrolCause},
 };
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _, SigningKey as _};
+use rustls::{
+    AlertDescription, ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{PrivateKeyDer, ServerName, pem::PemObject as _},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
 use time::OffsetDateTime;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio_rustls::TlsConnector;
 
 use super::{Ca, ask};
 
@@ -54,19 +62,25 @@ async fn the_server_renews_nothing_hostile_not_even_with_its_own_keys_stolen() {
     let ca = Ca::new();
     let (pki, server, bundle) = (pki(&ca), ca.serve(), ca.bundle());
     let (_, csr) = new_key_and_csr(None).unwrap();
-    let show = async |chain: Chain| {
+    let show = async |chain: &Chain| {
         let chain_pem = chain.certificates.iter().map(|der| pem("CERTIFICATE", der)).collect();
-        let credential = Credential::Certificate { chain_pem, key_pem: chain.key_pem };
+        let credential = Credential::Certificate { chain_pem, key_pem: chain.key_pem.clone() };
         ask(&server, &bundle, credential, csr.as_str()).await.unwrap_err()
     };
     // Nothing is wrong with this one but that the log has never seen it.
-    let harmless = show(table::harmless(&pki)).await.to_string();
+    let harmless = show(&table::harmless(&pki)).await.to_string();
     assert!(harmless.contains("no such serial"), "{harmless}");
     for hostile in HOSTILE {
-        let error = show(hostile.chain(&pki)).await;
+        let chain = hostile.chain(&pki);
+        let error = show(&chain).await;
         let gate = match &error.cause {
-            // Some of them our own TLS library cannot even be made to send.
-            EnrolCause::Credential(_) | EnrolCause::CertificateRefused(_) | EnrolCause::Tls(_) => Gate::Handshake,
+            EnrolCause::CertificateRefused(_) | EnrolCause::Tls(_) => Gate::Handshake,
+            // Our own client refuses to show it. One without scruples does, and is refused by the server.
+            EnrolCause::Credential(_) => {
+                let alert = alert_for(&server.address, &pki, chain).await;
+                assert!(alert.is_some(), "{}: no alert", hostile.name);
+                Gate::Handshake
+            }
             EnrolCause::Refused { code: "permission_denied", message, .. } => match hostile.ca {
                 Gate::Renewal(words) if message.contains(words) => hostile.ca,
                 _ => panic!("{}: {error}", hostile.name),
@@ -76,6 +90,37 @@ async fn the_server_renews_nothing_hostile_not_even_with_its_own_keys_stolen() {
         assert_eq!(gate, hostile.ca, "{}: {error}", hostile.name);
     }
     assert_eq!(ca.log().len(), 1, "the server's own certificate alone");
+}
+
+/// Shows a chain whatever is in it; gives back the alert with which the server ends the connection.
+async fn alert_for(address: &str, pki: &Pki, chain: Chain) -> Option<AlertDescription> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::from_pem_slice(chain.key_pem.as_bytes()).unwrap();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(pki.root.clone()).unwrap();
+    let shown = SingleCertAndKey::from(CertifiedKey::new(chain.certificates, key));
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_cert_resolver(Arc::new(shown));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("ca.mesh").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+    // In TLS 1.3 a client learns only from reading what the server thinks of its certificate.
+    let error = loop {
+        match stream.read(&mut [0; 1024]).await {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
+    }
 }
 
 fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
