@@ -5,12 +5,11 @@
 use std::time::Duration;
 
 use outrigger_identity::SpiffeId;
-use rcgen::KeyPair;
 use time::OffsetDateTime;
 
 use crate::{
     attest::{Evidence, Refusal, attest},
-    authority::{Authority, AuthorityError, RequestedKey, SignedCertificate, Subject},
+    authority::{Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject},
     store::{CredentialKind, Database, LogEntry, StoreError, append},
 };
 
@@ -84,7 +83,7 @@ pub fn for_operator(
 pub fn for_server(
     database: &mut Database,
     authority: &Authority,
-    key: &KeyPair,
+    key: &SecretKey,
     ttl: Duration,
     now: OffsetDateTime,
 ) -> Result<Issued, IssueError> {

@@ -1,134 +1,14 @@
 //! The command line of the bundled CA. Results go to stdout, one plain line each; everything else to stderr.
 
+mod cli;
 mod commands;
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, process::ExitCode};
 
-use clap::{Parser, Subcommand};
-use outrigger_ca::authority::ServerNameText;
-use outrigger_identity::TrustDomain;
+use clap::Parser as _;
 
-#[derive(Parser)]
-#[command(
-    name = "outrigger-ca",
-    version,
-    about = "The bundled certificate authority of Outrigger",
-    max_term_width = 100
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Make a CA: a root, an intermediate and an empty log
-    Init {
-        /// Directory of the CA; created with mode 0700 if it is missing
-        #[arg(long)]
-        dir: PathBuf,
-        /// The trust domain, as mesh.example
-        #[arg(long, value_name = "NAME")]
-        trust_domain: TrustDomain,
-        /// DNS name or IP address under which sidecars reach "serve"; repeatable [default: localhost, the loopback
-        /// addresses and this machine's name]
-        #[arg(long = "name", value_name = "HOST")]
-        names: Vec<ServerNameText>,
-        /// Replace a CA that is already there; its files are moved aside, not deleted
-        #[arg(long)]
-        force: bool,
-    },
-    /// Issue a workload certificate into a directory: cert.pem, key.pem, bundle.pem
-    Issue {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        /// SPIFFE id, as spiffe://mesh.example/ns/shop/sa/orders
-        #[arg(long, value_name = "SPIFFE")]
-        id: String,
-        /// DNS name that the workload may serve; repeatable
-        #[arg(long, value_name = "NAME")]
-        dns: Vec<String>,
-        /// Lifetime, as 90s, 15m, 24h or 7d; at most 30d
-        #[arg(long, default_value = "24h", value_parser = commands::lifetime)]
-        ttl: Duration,
-        /// Directory for the three files; created if it is missing
-        #[arg(long)]
-        out: PathBuf,
-        /// Replace files that are already there
-        #[arg(long)]
-        force: bool,
-    },
-    /// Join tokens for a workload's first certificate
-    Token {
-        #[command(subcommand)]
-        command: TokenCommand,
-    },
-    /// Serve enrolment and renewal (Istio's CreateCertificate over TLS)
-    Serve {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        /// Address and port; [::] takes IPv4 too
-        #[arg(long, default_value = "[::]:15012", value_name = "ADDRESS")]
-        listen: SocketAddr,
-        /// A further DNS name or IP address for the server's certificate; repeatable
-        #[arg(long = "name", value_name = "HOST")]
-        names: Vec<ServerNameText>,
-    },
-    /// The trust bundle
-    Bundle {
-        #[command(subcommand)]
-        command: BundleCommand,
-    },
-    /// The issuance log
-    Log {
-        #[command(subcommand)]
-        command: LogCommand,
-    },
-}
-
-#[derive(Subcommand)]
-enum TokenCommand {
-    /// Make a join token, good for one enrolment; prints the token alone
-    Create {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        /// SPIFFE id that the token stands for
-        #[arg(long, value_name = "SPIFFE")]
-        id: String,
-        /// DNS name that the workload may serve; repeatable
-        #[arg(long, value_name = "NAME")]
-        dns: Vec<String>,
-        /// How long the token may wait to be used, as 90s, 15m, 24h or 7d; at most 30d
-        #[arg(long, default_value = "1h", value_parser = commands::lifetime)]
-        ttl: Duration,
-    },
-}
-
-#[derive(Subcommand)]
-enum BundleCommand {
-    /// Print the roots that verifiers must trust, as PEM
-    Show {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-    },
-}
-
-#[derive(Subcommand)]
-enum LogCommand {
-    /// Print every certificate ever issued, oldest first
-    List {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        /// One JSON object a line
-        #[arg(long)]
-        json: bool,
-    },
-}
+use cli::{BundleCommand, Cli, Command, LogCommand, RotateCommand, TokenCommand};
+use commands::{Failure, Init, Issue, Kind, Outcome, Output, Prepare, Revoke, Serve, Sign, Verify};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -139,23 +19,102 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let result = match Cli::parse().command {
-        Command::Init { dir, trust_domain, names, force } => commands::init(&dir, trust_domain, names, force),
-        Command::Issue { dir, id, dns, ttl, out, force } => commands::issue(&dir, &id, &dns, ttl, &out, force),
-        Command::Token { command: TokenCommand::Create { dir, id, dns, ttl } } => {
-            commands::token_create(&dir, &id, &dns, ttl)
-        }
-        Command::Serve { dir, listen, names } => commands::serve(&dir, listen, names),
-        Command::Bundle { command: BundleCommand::Show { dir } } => commands::bundle_show(&dir),
-        Command::Log { command: LogCommand::List { dir, json } } => commands::log_list(&dir, json),
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
     };
-    match result {
+    let output = Output { json: cli.json };
+    match run(cli.command, output) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads our output has read enough (log list | head).
-        Err(error) if commands::is_broken_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("outrigger-ca: {error}");
-            ExitCode::FAILURE
+        Err(failure) if failure.reader_gone => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print(output.json);
+            ExitCode::from(failure.kind.exit())
         }
+    }
+}
+
+/// Help, the version, or what is wrong with the command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+        let failure = Failure::new(Kind::Usage, "usage", error.render().to_string().trim_end());
+        failure.print(true);
+        return ExitCode::from(failure.kind.exit());
+    }
+    error.exit()
+}
+
+fn run(command: Command, output: Output) -> Outcome {
+    match command {
+        Command::Init {
+            dir,
+            trust_domain,
+            names,
+            force,
+            algorithm,
+            root_ttl,
+            intermediate_ttl,
+            password,
+            no_password,
+            offline_root,
+        } => {
+            let password = if no_password { None } else { password.read()? };
+            let wish = Init {
+                trust_domain,
+                names,
+                force,
+                algorithm,
+                root_ttl,
+                intermediate_ttl,
+                password,
+                no_password,
+                offline_root,
+            };
+            commands::init(&dir, wish, output)
+        }
+        Command::Issue { dir, id, dns, ttl, out, force, password } => {
+            let password = password.read()?;
+            let wish = Issue { id: &id, dns: &dns, ttl, out: &out, force, password: password.as_ref() };
+            commands::issue(&dir, &wish, output)
+        }
+        Command::Sign { dir, csr, id, dns, ttl, out, force, password } => {
+            let password = password.read()?;
+            let (out, password) = (out.as_deref(), password.as_ref());
+            commands::sign(&dir, &Sign { csr: &csr, id: &id, dns: &dns, ttl, out, force, password }, output)
+        }
+        Command::Inspect { target } => commands::inspect(&target, output),
+        Command::Verify { target, bundle, dir, trust_domain } => {
+            commands::verify(Verify { target, bundle, dir, trust_domain }, output)
+        }
+        Command::Check { dir, password } => commands::check(&dir, password.read()?.as_ref(), output),
+        Command::Token { command } => match command {
+            TokenCommand::Create { dir, id, dns, ttl } => commands::token_create(&dir, &id, &dns, ttl, output),
+            TokenCommand::List { dir } => commands::token_list(&dir, output),
+            TokenCommand::Revoke { dir, token_ref, id } => match (&token_ref, &id) {
+                (Some(token_ref), _) => commands::token_revoke(&dir, &Revoke::Ref(token_ref), output),
+                (None, Some(id)) => commands::token_revoke(&dir, &Revoke::Id(id), output),
+                // The grammar asks for one of them.
+                (None, None) => Err(Failure::new(Kind::Usage, "usage", "say which token: its REF, or --id")),
+            },
+        },
+        Command::Serve { dir, listen, names, password } => {
+            commands::serve(&dir, Serve { listen, names, password: password.read()? }, output)
+        }
+        Command::Bundle { command: BundleCommand::Show { dir } } => commands::bundle_show(&dir, output),
+        Command::Rotate { command } => match command {
+            RotateCommand::Status { dir } => commands::rotate_status(&dir, output),
+            RotateCommand::Prepare { dir, root_key, algorithm, ttl, password } => {
+                let wish = Prepare { root_key, algorithm, ttl, password: password.read()? };
+                commands::rotate_prepare(&dir, &wish, output)
+            }
+            RotateCommand::Activate { dir, password } => {
+                commands::rotate_activate(&dir, password.read()?.as_ref(), output)
+            }
+        },
+        Command::Log { command } => match command {
+            LogCommand::List { dir } => commands::log_list(&dir, output),
+            LogCommand::Verify { dir, head } => commands::log_verify(&dir, head, output),
+            LogCommand::Prune { dir, older_than } => commands::log_prune(&dir, older_than, output),
+        },
     }
 }

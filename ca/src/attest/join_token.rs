@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::{Attested, Refusal};
 use crate::{
     authority::{AuthorityError, Subject, hex, random_bytes, rfc3339},
-    store::{CredentialKind, Database, StoreError, TokenRow, insert_token, spend_token, token_by_hash},
+    store::{CredentialKind, Database, StoreError, TokenRow, TokenState, insert_token, spend_token, token_by_hash},
 };
 
 /// Lets secret scanners and people recognise one.
@@ -34,6 +34,11 @@ impl TokenHash {
     /// Hashes a token's text.
     pub fn of(token: &str) -> Self {
         Self(Sha256::digest(token.trim().as_bytes()).into())
+    }
+
+    /// The hash in hex: how the log, `token list` and `token revoke` name the token.
+    pub fn to_hex(self) -> String {
+        hex(&self.0)
     }
 }
 
@@ -65,19 +70,24 @@ pub fn create(
     let row = TokenRow {
         id: subject.id.to_string(),
         dns_names: subject.dns_names.clone(),
+        created_at: now,
         expires_at: now + ttl,
         used_at: None,
+        revoked_at: None,
     };
-    database.transaction(|tx| insert_token(tx, &TokenHash::of(token.as_str()).0, &row, now))?;
+    database.transaction(|tx| insert_token(tx, &TokenHash::of(token.as_str()).0, &row))?;
     Ok(token)
 }
 
 pub(super) fn spend(tx: &Transaction<'_>, hash: &TokenHash, now: OffsetDateTime) -> Result<Attested, Refusal> {
     let row = token_by_hash(tx, &hash.0)?.ok_or(Refusal::UnknownToken)?;
     if !spend_token(tx, &hash.0, now)? {
-        return Err(match row.used_at {
-            Some(at) => Refusal::TokenUsed(rfc3339(at)),
-            None => Refusal::TokenExpired(rfc3339(row.expires_at)),
+        return Err(match row.state(now) {
+            TokenState::Used(at) => Refusal::TokenUsed(rfc3339(at)),
+            TokenState::Revoked(at) => Refusal::TokenRevoked(rfc3339(at)),
+            TokenState::Expired(at) => Refusal::TokenExpired(rfc3339(at)),
+            // It was read in this very transaction, so nobody else can have taken it.
+            TokenState::Unused => Refusal::UnknownToken,
         });
     }
     let subject = Subject::parse(&row.id, &row.dns_names)?;

@@ -8,7 +8,7 @@ use rusqlite::Transaction;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-pub use join_token::{JoinToken, TokenHash, create as create_token};
+pub use join_token::{CreateError, JoinToken, TokenHash, create as create_token};
 
 use crate::{
     authority::{Authority, Subject, SubjectError},
@@ -67,6 +67,9 @@ pub enum Refusal {
     /// Spent before.
     #[error("the join token was already used at {0}; make a new one with \"outrigger-ca token create\"")]
     TokenUsed(String),
+    /// Taken back by an operator.
+    #[error("the join token was revoked at {0}; make a new one with \"outrigger-ca token create\"")]
+    TokenRevoked(String),
     /// Too late.
     #[error("the join token expired at {0}; make a new one with \"outrigger-ca token create\"")]
     TokenExpired(String),

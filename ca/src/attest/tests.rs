@@ -25,10 +25,9 @@ fn now() -> OffsetDateTime {
 
 fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
-    let options =
-        InitOptions { trust_domain: TrustDomain::parse("mesh.example").unwrap(), names: vec![], force: false };
+    let options = InitOptions::new(TrustDomain::parse("mesh.example").unwrap());
     init(dir.path(), options, now()).unwrap();
-    let authority = Authority::open(dir.path()).unwrap();
+    let authority = Authority::open(dir.path(), None).unwrap();
     let database = Database::open(&authority.database_path()).unwrap();
     World { dir, authority, database }
 }
@@ -104,6 +103,17 @@ fn a_token_brings_its_identity_once() {
     let token = world.token(Duration::from_secs(60));
     let late = world.enrol(&Evidence::Token(TokenHash::of(token.as_str())), now() + Duration::from_secs(60));
     assert!(matches!(late.unwrap_err(), IssueError::Refused(Refusal::TokenExpired(_))));
+}
+
+#[test]
+fn a_revoked_token_enrols_nobody_and_says_so() {
+    let mut world = world();
+    let token = world.token(Duration::from_secs(60));
+    let hash = TokenHash::of(token.as_str());
+    let (row, _) = crate::store::list_tokens(world.database.connection()).unwrap().remove(0);
+    world.database.transaction(|tx| crate::store::revoke_token(tx, &row, now())).unwrap();
+    let error = world.enrol(&Evidence::Token(hash), now()).unwrap_err();
+    assert!(matches!(error, IssueError::Refused(Refusal::TokenRevoked(_))), "{error}");
 }
 
 #[test]

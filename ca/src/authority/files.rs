@@ -27,7 +27,22 @@ pub fn write_public(path: &Path, text: &str) -> Result<(), OutputError> {
     write(path, text, 0o644).map_err(|source| OutputError { path: path.display().to_string(), source })
 }
 
+/// As [`write_secret`], but never in place of something that is there.
+pub(super) fn write_new_secret(path: &Path, text: &str) -> Result<(), OutputError> {
+    write_with(path, text, 0o600, |file| file.persist_noclobber(path).map(drop).map_err(|e| e.error))
+        .map_err(|source| OutputError { path: path.display().to_string(), source })
+}
+
 fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    write_with(path, text, mode, |file| file.persist(path).map(drop).map_err(|e| e.error))
+}
+
+fn write_with(
+    path: &Path,
+    text: &str,
+    mode: u32,
+    persist: impl FnOnce(tempfile::NamedTempFile) -> io::Result<()>,
+) -> io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -37,7 +52,7 @@ fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
+    persist(file)?;
     // The rename itself must survive a power cut too.
     File::open(dir)?.sync_all()
 }
@@ -55,6 +70,6 @@ pub(super) fn warn_if_shared(path: &Path) {
     if let Ok(meta) = std::fs::metadata(path)
         && meta.permissions().mode() & 0o077 != 0
     {
-        tracing::warn!(file = %path.display(), "others on this machine can read the CA's key; run \"chmod 600\" on it");
+        tracing::warn!(file = %path.display(), "others on this machine can read this secret of the CA; run \"chmod 600\" on it");
     }
 }

@@ -4,9 +4,13 @@
 //! certificate looks like is in [`profile`]; how the directory comes to be is in [`ceremony`].
 
 mod ceremony;
+mod error;
 mod files;
+mod keys;
 mod profile;
 mod request;
+mod rotation;
+mod sealed;
 mod subject;
 
 use std::{
@@ -15,15 +19,18 @@ use std::{
     time::Duration,
 };
 
-use rcgen::{Issuer, KeyPair, PublicKeyData};
+use rcgen::{Issuer, PublicKeyData};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use ceremony::{INTERMEDIATE_LIFETIME, InitOptions, ROOT_LIFETIME, init};
+pub use error::AuthorityError;
 pub use files::{OutputError, write_public, write_secret};
+pub use keys::{Algorithm, SecretKey};
 pub use profile::random_bytes;
 pub use request::{MAX_CSR_LEN, RequestError, RequestedKey};
+pub use sealed::{Password, is_encrypted};
 pub use subject::{MAX_DNS_NAMES, ServerNameText, Subject, SubjectError};
 
 use outrigger_identity::TrustDomain;
@@ -35,6 +42,9 @@ pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How far `notBefore` lies in the past, for clocks that disagree.
 pub const BACKDATE: Duration = Duration::from_secs(60);
 
+/// The environment variable that may hold the password of a CA's keys.
+pub const PASSWORD_ENV: &str = "OUTRIGGER_CA_PASSWORD";
+
 pub(crate) const ROOT_CERT: &str = "root.pem";
 pub(crate) const ROOT_KEY: &str = "root-key.pem";
 pub(crate) const INTERMEDIATE_CERT: &str = "intermediate.pem";
@@ -42,76 +52,24 @@ pub(crate) const INTERMEDIATE_KEY: &str = "intermediate-key.pem";
 pub(crate) const SETTINGS: &str = "ca.json";
 pub(crate) const DATABASE: &str = "ca.db";
 
-/// Why the authority cannot be made, opened or used.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthorityError {
-    /// No CA in the directory.
-    #[error("there is no CA in {dir}; make one with \"outrigger-ca init --dir {dir} --trust-domain <name>\"")]
-    Missing {
-        /// The directory that was looked into.
-        dir: String,
-    },
-    /// A CA is there already.
-    #[error(
-        "{dir} already holds a CA ({file}); choose another --dir, or replace it with --force (the old files are kept beside it)"
-    )]
-    Exists {
-        /// The directory.
-        dir: String,
-        /// The file that shows it.
-        file: &'static str,
-    },
-    /// A file could not be read or written.
-    #[error("cannot {action} {path}: {source}; check that it exists and that this user may do so")]
-    File {
-        /// `read`, `write`, `create` …
-        action: &'static str,
-        /// The file.
-        path: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file is there but its content is not what `init` wrote.
-    #[error("{path} is damaged: {why}; restore it from a backup")]
-    Damaged {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The intermediate's life is over.
-    #[error(
-        "the intermediate certificate expired at {at}, so nothing can be signed any more; make a new CA with \"outrigger-ca init --force\" and hand out its bundle"
-    )]
-    IssuerExpired {
-        /// Its `notAfter`.
-        at: String,
-    },
-    /// The wished lifetime cannot be given.
-    #[error("a lifetime of {wished} is not possible; choose one from 1s to {max}")]
-    Lifetime {
-        /// What was asked for.
-        wished: String,
-        /// The upper limit.
-        max: String,
-    },
-    /// An id outside this trust domain, or a name that is not the workload's to have.
-    #[error(transparent)]
-    Subject(#[from] SubjectError),
-    /// The crypto library failed.
-    #[error("signing failed: {0}; this is a defect, please report it")]
-    Signing(#[from] rcgen::Error),
-    /// The system gave no random bytes.
-    #[error("the system gave no random bytes; check that getrandom(2) works here")]
-    Random,
-}
-
 /// What `init` wrote beside the keys.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Settings {
     pub(crate) trust_domain: TrustDomain,
     /// DNS names and IP addresses of the enrolment server.
     pub(crate) names: Vec<String>,
+    /// Name of the intermediate's two files without `.pem` and `-key.pem`; `None` is that of the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) intermediate: Option<String>,
+    /// The same of the next intermediate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) prepared: Option<String>,
+}
+
+impl Settings {
+    fn intermediate_file(&self, end: &str) -> String {
+        format!("{}{end}", self.intermediate.as_deref().unwrap_or("intermediate"))
+    }
 }
 
 /// A certificate that has been signed. It must not leave the process before its record is durable.
@@ -129,19 +87,32 @@ pub struct SignedCertificate {
     pub pem: String,
 }
 
-/// An opened CA: ready to sign until its intermediate expires.
-pub struct Authority {
+/// A CA's folder, without its keys: what it is and whom it may name.
+pub struct Directory {
     dir: PathBuf,
     settings: Settings,
     root: CertificateFile,
     intermediate: CertificateFile,
-    issuer: Issuer<'static, KeyPair>,
     issuer_not_before: OffsetDateTime,
     issuer_not_after: OffsetDateTime,
 }
 
-impl Authority {
-    /// Reads a directory made by [`init`]. The root's key is not read: nothing here needs it.
+/// A CA with its intermediate's key: ready to sign until the intermediate expires.
+pub struct Authority {
+    directory: Directory,
+    issuer: Issuer<'static, SecretKey>,
+}
+
+/// An authority is its directory and a key.
+impl std::ops::Deref for Authority {
+    type Target = Directory;
+    fn deref(&self) -> &Directory {
+        &self.directory
+    }
+}
+
+impl Directory {
+    /// Reads a directory made by [`init`], and no key.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
         let settings_path = dir.join(SETTINGS);
         let text = match std::fs::read(&settings_path) {
@@ -153,24 +124,32 @@ impl Authority {
         };
         let settings: Settings =
             serde_json::from_slice(&text).map_err(|e| files::damaged(&settings_path, e.to_string()))?;
+        Self::with_settings(dir, settings)
+    }
 
+    fn with_settings(dir: &Path, settings: Settings) -> Result<Self, AuthorityError> {
         let root = read_certificate(&dir.join(ROOT_CERT))?;
-        let path = dir.join(INTERMEDIATE_CERT);
+        let path = dir.join(settings.intermediate_file(".pem"));
         let intermediate = read_certificate(&path)?;
         let (_, parsed) =
             X509Certificate::from_der(&intermediate.der).map_err(|e| files::damaged(&path, e.to_string()))?;
         let issuer_not_before = parsed.validity().not_before.to_datetime();
         let issuer_not_after = parsed.validity().not_after.to_datetime();
+        Ok(Self { dir: dir.into(), settings, root, intermediate, issuer_not_before, issuer_not_after })
+    }
 
-        let key_path = dir.join(INTERMEDIATE_KEY);
-        files::warn_if_shared(&key_path);
-        let pem = std::fs::read_to_string(&key_path).map_err(|e| files::error("read", &key_path, e))?;
-        let key = KeyPair::from_pem(&pem).map_err(|e| files::damaged(&key_path, e.to_string()))?;
+    /// Reads the intermediate's key too, with the password if it is encrypted.
+    pub fn unlock(self, password: Option<&Password>) -> Result<Authority, AuthorityError> {
+        let key_path = self.intermediate_key_path();
+        let key = sealed::open(&key_path, password)?;
+        let (_, parsed) = X509Certificate::from_der(&self.intermediate.der)
+            .map_err(|e| files::damaged(&self.intermediate_path(), e.to_string()))?;
         if key.subject_public_key_info() != parsed.public_key().raw {
-            return Err(files::damaged(&key_path, format!("it is not the key of {}", path.display())));
+            let certificate = self.intermediate_path();
+            return Err(files::damaged(&key_path, format!("it is not the key of {}", certificate.display())));
         }
-        let issuer = Issuer::from_ca_cert_der(&intermediate.der, key)?;
-        Ok(Self { dir: dir.into(), settings, root, intermediate, issuer, issuer_not_before, issuer_not_after })
+        let issuer = Issuer::from_ca_cert_der(&self.intermediate.der, key)?;
+        Ok(Authority { directory: self, issuer })
     }
 
     /// The trust domain that this CA speaks for.
@@ -183,18 +162,28 @@ impl Authority {
         &self.settings.names
     }
 
-    /// Adds names for the enrolment server, for this process only.
-    pub fn add_server_names(&mut self, names: impl IntoIterator<Item = ServerNameText>) {
-        for name in names {
-            if !self.settings.names.iter().any(|n| n == name.as_str()) {
-                self.settings.names.push(name.into());
-            }
-        }
-    }
-
     /// Where the issuance log is.
     pub fn database_path(&self) -> PathBuf {
         self.dir.join(DATABASE)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the root's key is, unless it is kept elsewhere.
+    pub fn root_key_path(&self) -> PathBuf {
+        self.dir.join(ROOT_KEY)
+    }
+
+    fn intermediate_path(&self) -> PathBuf {
+        self.dir.join(self.settings.intermediate_file(".pem"))
+    }
+
+    /// Where the intermediate's key is.
+    pub fn intermediate_key_path(&self) -> PathBuf {
+        self.dir.join(self.settings.intermediate_file("-key.pem"))
     }
 
     /// The root, which is what verifiers trust.
@@ -235,6 +224,37 @@ impl Authority {
         Ok(subject)
     }
 
+    fn check(&self, subject: &Subject) -> Result<(), AuthorityError> {
+        if !subject.id.is_member_of(&self.settings.trust_domain) {
+            return Err(SubjectError::OtherTrustDomain {
+                id: subject.id.to_string(),
+                trust_domain: self.settings.trust_domain.to_string(),
+            }
+            .into());
+        }
+        // Whoever holds the CA's own name could stand between the CA and those who enrol.
+        match subject.dns_names.iter().find(|n| self.settings.names.contains(n)) {
+            Some(name) => Err(SubjectError::ReservedName(name.clone()).into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Authority {
+    /// Reads a directory made by [`init`] and its intermediate's key. The root's key is not read: nothing here needs it.
+    pub fn open(dir: &Path, password: Option<&Password>) -> Result<Self, AuthorityError> {
+        Directory::open(dir)?.unlock(password)
+    }
+
+    /// Adds names for the enrolment server, for this process only.
+    pub fn add_server_names(&mut self, names: impl IntoIterator<Item = ServerNameText>) {
+        for name in names {
+            if !self.directory.settings.names.iter().any(|n| n == name.as_str()) {
+                self.directory.settings.names.push(name.into());
+            }
+        }
+    }
+
     /// Signs a workload's certificate. The lifetime is the shortest of `ttl`, [`MAX_TTL`] and what is left of
     /// the issuer's own.
     pub fn sign_workload(
@@ -255,28 +275,13 @@ impl Authority {
     /// worth nothing inside the mesh.
     pub fn sign_server(
         &self,
-        key: &KeyPair,
+        key: &SecretKey,
         ttl: Duration,
         now: OffsetDateTime,
     ) -> Result<SignedCertificate, AuthorityError> {
         let window = self.window(ttl, now)?;
         let params = profile::server(&self.settings.names, key, &window)?;
         self.sign(params, key, window)
-    }
-
-    fn check(&self, subject: &Subject) -> Result<(), AuthorityError> {
-        if !subject.id.is_member_of(&self.settings.trust_domain) {
-            return Err(SubjectError::OtherTrustDomain {
-                id: subject.id.to_string(),
-                trust_domain: self.settings.trust_domain.to_string(),
-            }
-            .into());
-        }
-        // Whoever holds the CA's own name could stand between the CA and those who enrol.
-        match subject.dns_names.iter().find(|n| self.settings.names.contains(n)) {
-            Some(name) => Err(SubjectError::ReservedName(name.clone()).into()),
-            None => Ok(()),
-        }
     }
 
     fn window(&self, ttl: Duration, now: OffsetDateTime) -> Result<profile::Window, AuthorityError> {

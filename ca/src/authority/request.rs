@@ -40,12 +40,18 @@ impl RequestedKey {
         if pem.len() > MAX_CSR_LEN {
             return Err(RequestError::TooLong(pem.len()));
         }
-        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
-            .map_err(|e| RequestError::Unreadable(e.to_string()))?;
+        let unreadable = |why: &str| RequestError::Unreadable(why.to_owned());
+        let mut requests = CertificateSigningRequestDer::pem_slice_iter(pem.as_bytes());
+        let der = requests.next().ok_or_else(|| unreadable("there is none"))?;
+        let der = der.map_err(|e| RequestError::Unreadable(e.to_string()))?;
+        // Two readers of one text must not see two keys.
+        if requests.next().is_some() {
+            return Err(unreadable("there is more than one"));
+        }
         let (rest, csr) =
             X509CertificationRequest::from_der(&der).map_err(|e| RequestError::Unreadable(e.to_string()))?;
         if !rest.is_empty() {
-            return Err(RequestError::Unreadable("something follows it".into()));
+            return Err(unreadable("something follows it"));
         }
         let spki = &csr.certification_request_info.subject_pki;
         let algorithm = &spki.algorithm;
@@ -63,7 +69,7 @@ impl RequestedKey {
     }
 
     /// The public half of a key that this process has just made.
-    pub fn of(key: &rcgen::KeyPair) -> Result<Self, RequestError> {
+    pub fn of(key: &impl PublicKeyData) -> Result<Self, RequestError> {
         SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map(Self).map_err(|_| RequestError::KeyKind)
     }
 

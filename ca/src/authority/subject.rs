@@ -58,7 +58,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Parses an id and DNS names. Whether a CA may sign for them is [`super::Authority::subject`]'s to say.
+    /// Parses an id and DNS names. Whether a CA may sign for them is [`super::Directory::subject`]'s to say.
     pub fn parse(id: &str, dns_names: &[String]) -> Result<Self, SubjectError> {
         let id = SpiffeId::parse(id).map_err(|source| SubjectError::Id { text: id.to_owned(), source })?;
         if dns_names.len() > MAX_DNS_NAMES {

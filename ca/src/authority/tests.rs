@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, SanType};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use x509_parser::prelude::{GeneralName, ParsedExtension};
 
 use super::*;
@@ -14,16 +14,16 @@ fn now() -> OffsetDateTime {
 
 fn options(force: bool) -> InitOptions {
     InitOptions {
-        trust_domain: TrustDomain::parse("mesh.example").unwrap(),
         names: vec!["ca.mesh".parse().unwrap(), "10.0.0.1".parse().unwrap()],
         force,
+        ..InitOptions::new(TrustDomain::parse("mesh.example").unwrap())
     }
 }
 
 fn authority() -> (tempfile::TempDir, Authority) {
     let dir = tempfile::tempdir().unwrap();
     init(dir.path(), options(false), now()).unwrap();
-    let authority = Authority::open(dir.path()).unwrap();
+    let authority = Authority::open(dir.path(), None).unwrap();
     (dir, authority)
 }
 
@@ -86,9 +86,22 @@ fn the_same_key_gets_another_serial_each_time() {
     let key = key();
     let mut serials: Vec<String> =
         (0..50).map(|_| ca.sign_workload(&subject, &key, DEFAULT_TTL, now()).unwrap().serial).collect();
+    // Of 64 serials each random bit is set in some and not in others, but for one chance in 2^56 or so.
+    let (mut set, mut clear) = ([0u8; 20], [0u8; 20]);
+    for _ in 0..64 {
+        let signed = ca.sign_workload(&subject, &key, DEFAULT_TTL, now()).unwrap();
+        let (_, leaf) = X509Certificate::from_der(&signed.der).unwrap();
+        for (at, byte) in leaf.raw_serial().iter().enumerate() {
+            set[at] |= byte;
+            clear[at] |= !byte;
+        }
+        serials.push(signed.serial);
+    }
+    let random: u32 = set.iter().zip(&clear).map(|(set, clear)| (set & clear).count_ones()).sum();
+    assert!(random >= 128, "{random} random bits");
     serials.sort();
     serials.dedup();
-    assert_eq!(serials.len(), 50);
+    assert_eq!(serials.len(), 50 + 64);
 }
 
 #[test]
@@ -138,17 +151,17 @@ fn init_never_overwrites_and_force_loses_nothing() {
     let aside = init(dir.path(), options(true), now()).unwrap().unwrap();
     assert_ne!(std::fs::read(dir.path().join(ROOT_KEY)).unwrap(), key);
     assert_eq!(std::fs::read(aside.join(ROOT_KEY)).unwrap(), key);
-    Authority::open(dir.path()).unwrap();
+    Authority::open(dir.path(), None).unwrap();
 }
 
 #[test]
 fn a_directory_without_a_ca_or_with_the_wrong_key_is_named() {
     let empty = tempfile::tempdir().unwrap();
-    let error = Authority::open(empty.path()).err().unwrap().to_string();
+    let error = Authority::open(empty.path(), None).err().unwrap().to_string();
     assert!(error.contains("outrigger-ca init"), "{error}");
     let (dir, _) = authority();
     std::fs::copy(dir.path().join(ROOT_KEY), dir.path().join(INTERMEDIATE_KEY)).unwrap();
-    let error = Authority::open(dir.path()).err().unwrap().to_string();
+    let error = Authority::open(dir.path(), None).err().unwrap().to_string();
     assert!(error.contains("is not the key of"), "{error}");
 }
 

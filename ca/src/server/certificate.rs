@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -17,15 +16,14 @@ use time::OffsetDateTime;
 
 use super::ServeError;
 use crate::{
-    authority::{Authority, AuthorityError, DEFAULT_TTL, rfc3339},
+    authority::{Algorithm, Authority, AuthorityError, DEFAULT_TTL, SecretKey, rfc3339},
+    health::WARN_SHARE,
     issue,
     store::Store,
 };
 
 /// How often the clock is looked at. Short, so that a machine that slept renews soon after it woke.
 const CHECK: Duration = Duration::from_secs(30);
-/// Below this share of the intermediate's life the log says that something must be done.
-const WARN_SHARE: f64 = 0.2;
 
 struct Current {
     key: Arc<CertifiedKey>,
@@ -60,8 +58,8 @@ impl ResolvesServerCert for ServerCertificate {
 
 async fn make(authority: &Arc<Authority>, store: &Store) -> Result<Current, ServeError> {
     let now = OffsetDateTime::now_utc();
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::from)?;
-    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let key = SecretKey::generate(Algorithm::P256).map_err(AuthorityError::from)?;
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec()));
     let signer = Arc::clone(authority);
     let issued = store.run(move |db| issue::for_server(db, &signer, &key, DEFAULT_TTL, now)).await??;
     let certificate = issued.certificate;
@@ -81,7 +79,7 @@ pub(super) async fn keep_fresh(own: Arc<ServerCertificate>, authority: Arc<Autho
             warned = true;
             tracing::warn!(
                 expires = rfc3339(authority.expires_at()),
-                "less than a fifth of the intermediate's life is left; make a new CA and hand out its bundle in time"
+                "less than a fifth of the intermediate's life is left; run \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\", and restart this server"
             );
         }
         if now >= own.renew_at() {

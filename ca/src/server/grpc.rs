@@ -111,6 +111,7 @@ fn status_of(error: IssueError) -> Status {
             | Refusal::NotBearer
             | Refusal::UnknownToken
             | Refusal::TokenUsed(_)
+            | Refusal::TokenRevoked(_)
             | Refusal::TokenExpired(_)
             | Refusal::CertificateExpired(_) => Status::unauthenticated(refusal.to_string()),
             Refusal::Certificate(_) | Refusal::Subject(_) => Status::permission_denied(refusal.to_string()),
@@ -124,6 +125,16 @@ fn status_of(error: IssueError) -> Status {
             | AuthorityError::Exists { .. }
             | AuthorityError::File { .. }
             | AuthorityError::Damaged { .. }
+            | AuthorityError::Locked { .. }
+            | AuthorityError::WrongPassword { .. }
+            | AuthorityError::EmptyPassword
+            | AuthorityError::OfflineRootInside { .. }
+            | AuthorityError::IntermediateOutlivesRoot { .. }
+            | AuthorityError::RootExpired { .. }
+            | AuthorityError::AlreadyPrepared { .. }
+            | AuthorityError::NothingPrepared
+            | AuthorityError::NoMemory(_)
+            | AuthorityError::Crypto(_)
             | AuthorityError::Signing(_)
             | AuthorityError::Random => broken(&error),
         },

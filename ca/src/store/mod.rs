@@ -3,7 +3,10 @@
 //! Promise: what [`Database::transaction`] returned `Ok` for is on the disk (WAL with `synchronous=FULL`). SQLite's
 //! own locking lets the command line work beside a running server.
 
+mod chain;
 mod log;
+mod migrations;
+mod prune;
 mod thread;
 mod tokens;
 
@@ -11,39 +14,17 @@ use std::{path::Path, time::Duration};
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
-pub use log::{CredentialKind, LogEntry, append, by_serial, for_each};
+pub use chain::{ChainFault, ChainHash, ChainReport, verify_chain};
+pub use log::{CredentialKind, LogEntry, LogRecord, append, by_serial, for_each};
+pub use prune::{Pruned, prune};
 pub use thread::{Store, StoreGone};
-pub use tokens::{TokenRow, insert_token, spend_token, token_by_hash};
+pub use tokens::{
+    MIN_REF_LEN, TokenRow, TokenState, insert_token, list_tokens, revoke_token, revoke_tokens_of, spend_token,
+    token_by_hash, tokens_by_ref,
+};
 
 /// How long one process waits for another's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Each entry brings the schema from its index to the next; `user_version` counts them. Never edit one that was
-/// released: append.
-const MIGRATIONS: &[&str] = &["
-    CREATE TABLE token (
-        hash       BLOB PRIMARY KEY,        -- SHA-256 of the token
-        id         TEXT NOT NULL,
-        dns_names  TEXT NOT NULL,           -- JSON array
-        created_at INTEGER NOT NULL,        -- all times: seconds since 1970
-        expires_at INTEGER NOT NULL,
-        used_at    INTEGER
-    ) STRICT;
-    CREATE TABLE issued (
-        seq            INTEGER PRIMARY KEY AUTOINCREMENT,
-        serial         TEXT NOT NULL UNIQUE, -- lower-case hex
-        id             TEXT,                 -- NULL: the enrolment server's own certificate
-        dns_names      TEXT NOT NULL,
-        not_before     INTEGER NOT NULL,
-        not_after      INTEGER NOT NULL,
-        credential     TEXT NOT NULL,        -- operator, token, certificate, server
-        credential_ref TEXT,                 -- hash of the token, serial of the certificate renewed
-        certificate    BLOB NOT NULL,        -- DER
-        issued_at      INTEGER NOT NULL
-    ) STRICT;
-    CREATE TRIGGER issued_is_append_only BEFORE UPDATE ON issued
-        BEGIN SELECT RAISE(ABORT, 'the issuance log is append-only'); END;
-"];
 
 /// The database failed, or what is in it cannot be understood.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +68,7 @@ impl Database {
         }
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        migrate(&mut connection)?;
+        migrations::run(&mut connection)?;
         Ok(Self { connection })
     }
 
@@ -104,26 +85,26 @@ impl Database {
         Ok(result)
     }
 
+    /// Runs `work` on one state of the database, however long it takes: who records meanwhile is not kept waiting.
+    pub fn snapshot<T, E: From<StoreError>>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(StoreError::from)?;
+        work(&tx)
+    }
+
+    /// SQLite's own look at the file's pages and indexes; each line is one thing that is wrong.
+    pub fn integrity(&self) -> Result<Vec<String>, StoreError> {
+        let mut statement = self.connection.prepare("PRAGMA quick_check")?;
+        let lines = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        Ok(lines.into_iter().filter(|line| line != "ok").collect())
+    }
+
     /// For reading outside a transaction.
     pub fn connection(&self) -> &Connection {
         &self.connection
     }
-}
-
-fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    let known = MIGRATIONS.len();
-    let found = usize::try_from(found).map_err(|_| StoreError::Damaged(format!("schema version {found}")))?;
-    if found > known {
-        return Err(StoreError::Newer { found, known });
-    }
-    for step in &MIGRATIONS[found..] {
-        tx.execute_batch(step)?;
-    }
-    tx.pragma_update(None, "user_version", known as i64)?;
-    tx.commit()?;
-    Ok(())
 }
 
 fn names_to_json(names: &[String]) -> String {
@@ -141,3 +122,6 @@ fn time_from(seconds: i64) -> Result<time::OffsetDateTime, StoreError> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests_chain;

@@ -5,15 +5,15 @@ use time::OffsetDateTime;
 use super::*;
 use outrigger_identity::SpiffeId;
 
-fn at(seconds: i64) -> OffsetDateTime {
+pub(super) fn at(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()
 }
 
-fn file() -> tempfile::NamedTempFile {
+pub(super) fn file() -> tempfile::NamedTempFile {
     tempfile::NamedTempFile::new().unwrap()
 }
 
-fn entry(serial: &str) -> LogEntry {
+pub(super) fn entry(serial: &str) -> LogEntry {
     LogEntry {
         serial: serial.into(),
         id: Some(SpiffeId::parse("spiffe://mesh.example/a").unwrap()),
@@ -30,7 +30,7 @@ fn entry(serial: &str) -> LogEntry {
 fn serials(db: &Database) -> Vec<String> {
     let mut all = Vec::new();
     for_each::<StoreError>(db.connection(), |e| {
-        all.push(e.serial);
+        all.push(e.entry.serial);
         Ok(())
     })
     .unwrap();
@@ -85,10 +85,17 @@ fn records_are_never_changed() {
 fn a_token_is_spent_once_and_not_after_its_time() {
     let file = file();
     let mut db = Database::open(file.path()).unwrap();
-    let token = TokenRow { id: "spiffe://mesh.example/a".into(), dns_names: vec![], expires_at: at(10), used_at: None };
+    let token = TokenRow {
+        id: "spiffe://mesh.example/a".into(),
+        dns_names: vec![],
+        created_at: at(0),
+        expires_at: at(10),
+        used_at: None,
+        revoked_at: None,
+    };
     let (one, two) = ([1; 32], [2; 32]);
-    db.transaction(|tx| insert_token(tx, &one, &token, at(0))).unwrap();
-    db.transaction(|tx| insert_token(tx, &two, &token, at(0))).unwrap();
+    db.transaction(|tx| insert_token(tx, &one, &token)).unwrap();
+    db.transaction(|tx| insert_token(tx, &two, &token)).unwrap();
     let mut spend = |hash, now| db.transaction(|tx| spend_token(tx, hash, now)).unwrap();
     assert!(spend(&one, at(9)));
     assert!(!spend(&one, at(9)), "spent twice");

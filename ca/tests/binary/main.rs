@@ -1,7 +1,12 @@
 //! The real binary: made, served, asked, killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod examine;
+mod hostile;
+mod keys;
 mod kills;
+mod operator;
+mod rotate;
 
 use std::{
     io::{BufRead, BufReader},
@@ -10,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_ca::{attest::create_token, authority::Authority, store::Database};
+use outrigger_ca::{attest::create_token, authority::Directory, store::Database};
 use outrigger_identity::{
     csr::new_key_and_csr,
     enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled, enrol},
@@ -55,18 +60,15 @@ impl Drop for Server {
 
 impl Ca {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// Made with further options of "init".
+    fn with(options: &[&str]) -> Self {
         let ca = Self { dir: tempfile::tempdir().unwrap() };
-        ok(&[
-            "init",
-            "--dir",
-            &ca.path("ca"),
-            "--trust-domain",
-            "mesh.example",
-            "--name",
-            "127.0.0.1",
-            "--name",
-            "ca.mesh",
-        ]);
+        let dir = ca.path("ca");
+        let names = ["--name", "127.0.0.1", "--name", "ca.mesh"];
+        ok(&[&["init", "--dir", &dir, "--trust-domain", "mesh.example"][..], &names, options].concat());
         ca
     }
 
@@ -90,9 +92,9 @@ impl Ca {
 
     /// Many tokens without a process for each.
     fn tokens(&self, count: usize) -> Vec<String> {
-        let authority = Authority::open(&self.dir.path().join("ca")).unwrap();
+        let directory = Directory::open(&self.dir.path().join("ca")).unwrap();
         let mut database = self.database();
-        let subject = authority.subject(ID, &[]).unwrap();
+        let subject = directory.subject(ID, &[]).unwrap();
         let now = time::OffsetDateTime::now_utc();
         let mut one =
             || create_token(&mut database, &subject, Duration::from_secs(600), now).unwrap().as_str().to_owned();
@@ -105,9 +107,14 @@ impl Ca {
     }
 
     fn serve(&self) -> Server {
+        self.serve_with(&[])
+    }
+
+    fn serve_with(&self, options: &[&str]) -> Server {
         let started = Instant::now();
         let mut child = Command::new(BINARY)
             .args(["serve", "--dir", &self.path("ca"), "--listen", "127.0.0.1:0"])
+            .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

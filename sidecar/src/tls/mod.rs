@@ -11,6 +11,8 @@ mod refusal;
 pub(crate) mod test_pki;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_hostile;
 mod verify;
 
 use std::{net::Ipv4Addr, sync::Arc, time::SystemTime};

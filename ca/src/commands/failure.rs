@@ -1,0 +1,216 @@
+//! What a command's failure is called and which exit status it has. Scripts build on both, so they do not change.
+
+use std::{error::Error, io};
+
+use outrigger_ca::{
+    attest::CreateError,
+    authority::{AuthorityError, OutputError, RequestError, SubjectError},
+    inspect::InspectError,
+    issue::IssueError,
+    server::ServeError,
+    store::{ChainFault, StoreError},
+};
+
+/// Exit statuses, for `--help`. Each belongs to a group of codes.
+pub(crate) const EXIT_STATUSES: &str = "\
+Exit status:
+  0  done
+  1  failed: a file, the database, the network or the system
+  2  the command line is wrong
+  3  refused: a rule of the CA forbids it, or it would overwrite something
+  4  not found: no CA, token or file there
+  5  the password is missing or wrong
+  6  examined and found wanting (log verify, verify, check)
+With --json an error is one line on stderr: {\"error\":{\"code\":…,\"exit\":…,\"message\":…}}";
+
+/// Why a command failed: groups of the same exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A file, the database, the network or the system.
+    Failed,
+    /// The command line is wrong.
+    Usage,
+    /// A rule forbids it.
+    Refused,
+    /// It is not there.
+    NotFound,
+    /// A password is missing or wrong.
+    Password,
+    /// What was examined is not right.
+    Verdict,
+}
+
+impl Kind {
+    pub(crate) fn exit(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::NotFound => 4,
+            Self::Password => 5,
+            Self::Verdict => 6,
+        }
+    }
+}
+
+/// A failure, with the words for people and the code for programs.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    /// Lower-case words joined by underscores; says more than the exit status and is as stable.
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    /// Whoever read our output has read enough (`log list | head`).
+    pub(crate) reader_gone: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, code, message: message.into(), reader_gone: false }
+    }
+
+    fn of(kind: Kind, code: &'static str, error: &dyn Error) -> Self {
+        Self::new(kind, code, error.to_string())
+    }
+
+    /// Prints it to stderr as a line of text or of JSON.
+    pub(crate) fn print(&self, json: bool) {
+        if json {
+            let error = serde_json::json!({
+                "error": { "code": self.code, "exit": self.kind.exit(), "message": self.message }
+            });
+            eprintln!("{error}");
+        } else {
+            eprintln!("outrigger-ca: {}", self.message);
+        }
+    }
+}
+
+/// Errors of writing a result to stdout.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        let mut failure =
+            Self::new(Kind::Failed, "output", format!("cannot write the result: {error}; check where stdout goes"));
+        failure.reader_gone = error.kind() == io::ErrorKind::BrokenPipe;
+        failure
+    }
+}
+
+impl From<AuthorityError> for Failure {
+    fn from(error: AuthorityError) -> Self {
+        let (kind, code) = match &error {
+            AuthorityError::Missing { .. } => (Kind::NotFound, "no_ca"),
+            AuthorityError::Exists { .. } => (Kind::Refused, "ca_exists"),
+            AuthorityError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                (Kind::NotFound, "no_file")
+            }
+            AuthorityError::File { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+                (Kind::Refused, "file_exists")
+            }
+            AuthorityError::File { .. } => (Kind::Failed, "file"),
+            AuthorityError::Damaged { .. } => (Kind::Failed, "damaged"),
+            AuthorityError::IssuerExpired { .. } => (Kind::Refused, "issuer_expired"),
+            AuthorityError::Lifetime { .. } => (Kind::Refused, "lifetime"),
+            AuthorityError::Subject(_) => (Kind::Refused, "subject"),
+            AuthorityError::Locked { .. } => (Kind::Password, "password_missing"),
+            AuthorityError::WrongPassword { .. } => (Kind::Password, "password_wrong"),
+            AuthorityError::EmptyPassword => (Kind::Password, "password_empty"),
+            AuthorityError::OfflineRootInside { .. } => (Kind::Refused, "offline_root_inside"),
+            AuthorityError::IntermediateOutlivesRoot { .. } => (Kind::Refused, "lifetime"),
+            AuthorityError::NoMemory(_) => (Kind::Failed, "memory"),
+            AuthorityError::RootExpired { .. } => (Kind::Refused, "root_expired"),
+            AuthorityError::AlreadyPrepared { .. } => (Kind::Refused, "already_prepared"),
+            AuthorityError::NothingPrepared => (Kind::NotFound, "nothing_prepared"),
+            AuthorityError::Crypto(_) | AuthorityError::Signing(_) => (Kind::Failed, "signing"),
+            AuthorityError::Random => (Kind::Failed, "random"),
+        };
+        Self::of(kind, code, &error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::Sqlite(_) | StoreError::NoWal(_) => "database",
+            StoreError::Newer { .. } => "database_newer",
+            StoreError::Damaged(_) => "database_damaged",
+        };
+        Self::of(Kind::Failed, code, &error)
+    }
+}
+
+impl From<ChainFault> for Failure {
+    fn from(error: ChainFault) -> Self {
+        let code = match error {
+            ChainFault::Store(error) => return error.into(),
+            ChainFault::Broken { .. } => "log_broken",
+            ChainFault::Cut { .. } => "log_cut",
+            ChainFault::HeadMissing(_) => "log_head_missing",
+        };
+        Self::of(Kind::Verdict, code, &error)
+    }
+}
+
+impl From<CreateError> for Failure {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Authority(error) => error.into(),
+            CreateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<IssueError> for Failure {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::Refused(refusal) => Self::of(Kind::Refused, "credential", &refusal),
+            IssueError::Authority(error) => error.into(),
+            IssueError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<SubjectError> for Failure {
+    fn from(error: SubjectError) -> Self {
+        AuthorityError::from(error).into()
+    }
+}
+
+impl From<RequestError> for Failure {
+    fn from(error: RequestError) -> Self {
+        Self::of(Kind::Refused, "request", &error)
+    }
+}
+
+impl From<InspectError> for Failure {
+    fn from(error: InspectError) -> Self {
+        let (kind, code) = match &error {
+            InspectError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                (Kind::NotFound, "no_file")
+            }
+            InspectError::File { .. } => (Kind::Failed, "file"),
+            InspectError::NotCertificates { .. } => (Kind::Failed, "not_certificates"),
+            InspectError::Peer { .. } => (Kind::Failed, "peer"),
+        };
+        Self::of(kind, code, &error)
+    }
+}
+
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
+        Self::of(Kind::Failed, "file", &error)
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        let code = match &error {
+            ServeError::Listen { .. } => "listen",
+            ServeError::System(..) => "system",
+            ServeError::OwnCertificate(_) | ServeError::OwnKey(_) => "own_certificate",
+            ServeError::Tls(_) => "tls",
+            ServeError::Store(_) => "database",
+        };
+        Self::of(Kind::Failed, code, &error)
+    }
+}

@@ -1,0 +1,142 @@
+//! What each command does. Reading and writing for people and programs; the work is in the library.
+
+mod bundle;
+mod check;
+mod failure;
+mod init;
+mod inspect;
+mod issue;
+mod log;
+mod rotate;
+mod serve;
+mod sign;
+mod token;
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    time::Duration,
+};
+
+pub(crate) use bundle::show as bundle_show;
+pub(crate) use check::check;
+pub(crate) use failure::{EXIT_STATUSES, Failure, Kind};
+pub(crate) use init::{Init, init};
+pub(crate) use inspect::{Verify, inspect, verify};
+pub(crate) use issue::{Issue, issue};
+pub(crate) use log::{list as log_list, prune as log_prune, verify as log_verify};
+use outrigger_ca::authority::{MAX_TTL, PASSWORD_ENV, Password};
+pub(crate) use rotate::{Prepare, activate as rotate_activate, prepare as rotate_prepare, status as rotate_status};
+pub(crate) use serve::{Serve, serve};
+pub(crate) use sign::{Sign, sign};
+pub(crate) use token::{Revoke, create as token_create, list as token_list, revoke as token_revoke};
+
+/// A hundred years: more is a slip of the keyboard.
+const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+
+pub(crate) type Outcome = Result<(), Failure>;
+
+/// Where results go: stdout, as lines for people or as JSON, one object a line.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) json: bool,
+}
+
+impl Output {
+    /// Writes a result: `lines` for people, or `value`.
+    fn result(self, lines: &[String], value: &serde_json::Value) -> Outcome {
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{value}")?;
+        } else {
+            lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// What a stranger wrote, as one line that cannot move the cursor or pass for a line of ours.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
+/// The password of the CA's keys: from the file, else from the environment. `None`: there is neither.
+pub(crate) fn password(file: Option<&Path>) -> Result<Option<Password>, Failure> {
+    let password = match (file, std::env::var_os(PASSWORD_ENV)) {
+        (Some(file), _) => Password::from_file(file)?,
+        (None, Some(text)) => Password::new(text.into_encoded_bytes())?,
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(password))
+}
+
+/// Nothing that is there is replaced unasked.
+fn refuse_to_overwrite(path: &Path, force: bool) -> Outcome {
+    if !force && path.symlink_metadata().is_ok() {
+        let message = format!("{} is already there; choose another --out, or replace it with --force", path.display());
+        return Err(Failure::new(Kind::Refused, "file_exists", message));
+    }
+    Ok(())
+}
+
+/// A span of time as people write it: a whole number and s, m, h or d.
+fn span(text: &str) -> Result<Duration, String> {
+    let bad = || format!("\"{text}\" is not a span of time; write a number and a unit, as 90s, 15m, 24h or 7d");
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(bad)?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(bad)
+}
+
+/// The lifetime of a workload's certificate or of a token.
+pub(crate) fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = span(text)?;
+    if lifetime.is_zero() || lifetime > MAX_TTL {
+        return Err(format!("{text} is out of range; choose from 1s to {}d", MAX_TTL.as_secs() / 86_400));
+    }
+    Ok(lifetime)
+}
+
+/// The lifetime of a CA's own certificate.
+pub(crate) fn ca_lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = span(text)?;
+    if lifetime < Duration::from_secs(60) || lifetime > LONGEST {
+        return Err(format!("{text} is out of range; choose from 1m to {}d", LONGEST.as_secs() / 86_400));
+    }
+    Ok(lifetime)
+}
+
+/// How long ago: up to a hundred years.
+pub(crate) fn age(text: &str) -> Result<Duration, String> {
+    let age = span(text)?;
+    if age > LONGEST {
+        return Err(format!("{text} is out of range; choose from 0s to {}d", LONGEST.as_secs() / 86_400));
+    }
+    Ok(age)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_are_read_as_people_write_them_and_bounded() {
+        assert_eq!(lifetime("90s").unwrap().as_secs(), 90);
+        assert_eq!(lifetime("15m").unwrap().as_secs(), 900);
+        assert_eq!(lifetime("24h").unwrap().as_secs(), 86_400);
+        assert_eq!(lifetime("30d").unwrap(), MAX_TTL);
+        for bad in ["", "s", "24", "1w", "-1h", "0s", "31d", "1.5h", "18446744073709551615d", "5é"] {
+            assert!(lifetime(bad).is_err(), "{bad:?} was accepted");
+        }
+        assert_eq!(age("0s").unwrap(), Duration::ZERO);
+        assert!(age("36501d").is_err());
+    }
+}

@@ -1,0 +1,128 @@
+use std::{path::Path, time::Duration};
+
+use outrigger_ca::{
+    attest::{TokenHash, create_token},
+    authority::{Directory, hex, rfc3339},
+    store::{Database, MIN_REF_LEN, TokenRow, TokenState, list_tokens, revoke_token, revoke_tokens_of, tokens_by_ref},
+};
+use outrigger_identity::SpiffeId;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::{Failure, Kind, Outcome, Output};
+
+/// Hex digits of a token's hash that `token list` shows to people.
+const SHOWN: usize = 16;
+
+/// Which tokens to take back.
+pub(crate) enum Revoke<'a> {
+    /// The one whose hash begins with these hex digits.
+    Ref(&'a str),
+    /// Every one of an id that could still be used.
+    Id(&'a SpiffeId),
+}
+
+pub(crate) fn create(dir: &Path, id: &str, dns: &[String], ttl: Duration, output: Output) -> Outcome {
+    let directory = Directory::open(dir)?;
+    let subject = directory.subject(id, dns)?;
+    let mut database = Database::open(&directory.database_path())?;
+    let now = OffsetDateTime::now_utc();
+    let token = create_token(&mut database, &subject, ttl, now)?;
+    let value = json!({
+        "token": token.as_str(),
+        "ref": TokenHash::of(token.as_str()).to_hex(),
+        "id": id,
+        "dns": subject.dns_names,
+        "expires_at": rfc3339(now + ttl),
+    });
+    output.result(&[token.as_str().to_owned()], &value)
+}
+
+pub(crate) fn list(dir: &Path, output: Output) -> Outcome {
+    let directory = Directory::open(dir)?;
+    let database = Database::open(&directory.database_path())?;
+    let now = OffsetDateTime::now_utc();
+    list_tokens(database.connection())?
+        .iter()
+        .try_for_each(|(hash, token)| output.result(&[line(hash, token, now)], &value(hash, token, now)))
+}
+
+pub(crate) fn revoke(dir: &Path, which: &Revoke<'_>, output: Output) -> Outcome {
+    let directory = Directory::open(dir)?;
+    let mut database = Database::open(&directory.database_path())?;
+    let now = OffsetDateTime::now_utc();
+    match which {
+        Revoke::Id(id) => {
+            let count = database.transaction(|tx| revoke_tokens_of(tx, id.as_str(), now))?;
+            let line = format!("revoked {count} unused tokens of {id}");
+            output.result(&[line], &json!({ "id": id, "revoked": count }))
+        }
+        Revoke::Ref(digits) => {
+            let (hash, token) = database.transaction(|tx| revoke_one(tx, digits, now))?;
+            let line = format!("revoked the token {} of {}", &hex(&hash)[..SHOWN], token.id);
+            output.result(&[line], &json!({ "ref": hex(&hash), "id": token.id, "revoked": 1 }))
+        }
+    }
+}
+
+fn revoke_one(
+    tx: &rusqlite::Transaction<'_>,
+    digits: &str,
+    now: OffsetDateTime,
+) -> Result<([u8; 32], TokenRow), Failure> {
+    let digits = digits.to_ascii_lowercase();
+    if digits.len() < MIN_REF_LEN || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let message = format!(
+            "\"{digits}\" does not name a token; give at least {MIN_REF_LEN} hex digits from the first column of \"outrigger-ca token list\""
+        );
+        return Err(Failure::new(Kind::Usage, "token_ref", message));
+    }
+    let mut found = tokens_by_ref(tx, &digits)?;
+    let (hash, token) = match (found.pop(), found.len()) {
+        (Some(one), 0) => one,
+        (None, _) => {
+            let message = format!("no token begins with {digits}; look it up with \"outrigger-ca token list\"");
+            return Err(Failure::new(Kind::NotFound, "no_token", message));
+        }
+        (Some(_), others) => {
+            let message = format!("{} tokens begin with {digits}; give more digits", others + 1);
+            return Err(Failure::new(Kind::Refused, "token_ref", message));
+        }
+    };
+    if !revoke_token(tx, &hash, now)? {
+        let message = match token.state(now) {
+            TokenState::Used(at) => format!(
+                "the token of {} was already used at {}, so there is nothing to revoke; see what was issued for it with \"outrigger-ca log list\"",
+                token.id,
+                rfc3339(at)
+            ),
+            TokenState::Revoked(at) => format!("the token of {} was already revoked at {}", token.id, rfc3339(at)),
+            TokenState::Unused | TokenState::Expired(_) => format!("the token of {} could not be revoked", token.id),
+        };
+        return Err(Failure::new(Kind::Refused, "token_spent", message));
+    }
+    Ok((hash, token))
+}
+
+fn line(hash: &[u8; 32], token: &TokenRow, now: OffsetDateTime) -> String {
+    let state = token.state(now);
+    let when = match state {
+        TokenState::Unused => format!("until {}", rfc3339(token.expires_at)),
+        TokenState::Used(at) | TokenState::Revoked(at) | TokenState::Expired(at) => format!("at {}", rfc3339(at)),
+    };
+    let (hash, names) = (hex(hash), token.dns_names.join(" "));
+    format!("{} {} [{names}] {} {when}", &hash[..SHOWN], token.id, state.as_str())
+}
+
+fn value(hash: &[u8; 32], token: &TokenRow, now: OffsetDateTime) -> Value {
+    json!({
+        "ref": hex(hash),
+        "id": token.id,
+        "dns": token.dns_names,
+        "state": token.state(now).as_str(),
+        "created_at": rfc3339(token.created_at),
+        "expires_at": rfc3339(token.expires_at),
+        "used_at": token.used_at.map(rfc3339),
+        "revoked_at": token.revoked_at.map(rfc3339),
+    })
+}

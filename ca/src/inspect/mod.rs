@@ -1,0 +1,97 @@
+//! Looks at certificates of anybody's making, from a file or from a server: what they say, and whether they are what
+//! SPIFFE calls an X509-SVID. Nothing here trusts what it reads; it is the reader's tool against what is wrong.
+
+mod describe;
+mod path;
+mod peer;
+mod rules;
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+};
+
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+pub use describe::{CertificateText, describe};
+pub use rules::{Expectation, Finding, Verdict, judge};
+
+/// The longest file that is read, in bytes: a bundle of a thousand roots is shorter.
+pub const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// Why there is nothing to look at.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The file could not be read.
+    #[error("cannot read {path}: {source}; give a file of certificates in PEM or DER, or a server as HOST:PORT")]
+    File {
+        /// What was given.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error("{path} holds no certificates: {why}; give a file of certificates in PEM or DER")]
+    NotCertificates {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The server could not be reached, or ended the handshake before its certificate.
+    #[error("{address} showed no certificate: {why}; check that a TLS server listens there")]
+    Peer {
+        /// What was given.
+        address: String,
+        /// What happened.
+        why: String,
+    },
+}
+
+/// Certificates as they were found: the leaf first, unverified.
+#[derive(Debug, Clone)]
+pub struct Presented {
+    /// The chain; at least one certificate.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Whether the server proved in the handshake that it has the leaf's key; `None` for a file.
+    pub possession: Option<Result<(), String>>,
+}
+
+/// Reads a file of certificates, or asks the server at `HOST:PORT` for its own. A file of that name counts first.
+pub fn load(target: &str) -> Result<Presented, InspectError> {
+    let path = Path::new(target);
+    if path.exists() || !is_address(target) {
+        return Ok(Presented { chain: read_certificates(path)?, possession: None });
+    }
+    peer::ask(target)
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
+/// Reads every certificate of a PEM file, or the one of a DER file.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, InspectError> {
+    let shown = || path.display().to_string();
+    let fail = |source| InspectError::File { path: shown(), source };
+    let bad = |why: String| InspectError::NotCertificates { path: shown(), why };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(fail)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(bad(format!("it is longer than {MAX_FILE} bytes")));
+    }
+    // A DER certificate is a SEQUENCE; PEM is text.
+    if bytes.first() == Some(&0x30) {
+        return Ok(vec![CertificateDer::from(bytes)]);
+    }
+    let chain =
+        CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>().map_err(|e| bad(e.to_string()))?;
+    if chain.is_empty() { Err(bad("no PEM block of it is a certificate".into())) } else { Ok(chain) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
