@@ -167,7 +167,8 @@ pub(crate) fn transparent_listener(port: u16) -> TcpListener {
 }
 
 fn greet_and_echo(mut stream: TcpStream, port: u16, role: &str) {
-    let peer = plain(stream.peer_addr().unwrap());
+    // Who has left already need not be greeted.
+    let Ok(peer) = stream.peer_addr().map(plain) else { return };
     let place = if role == "direct" {
         port.to_string()
     } else {
