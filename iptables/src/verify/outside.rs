@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_millis(600);
 /// How long one may take when the others have used up the time.
 const LEAST_PATIENCE: Duration = Duration::from_millis(40);
 
+/// How long the kernel may take to let packets through the pair.
+const UP: Duration = Duration::from_millis(1_000);
+
 /// The pair, removed when it is dropped.
 pub(super) struct Outside {
     frames: Frames,
@@ -74,6 +77,12 @@ impl Outside {
             address::add(*each, index)?;
             routing::add_probe(*each, index)?;
         }
+        let deadline = Instant::now() + UP;
+        for name in [inner, OUTER] {
+            while !link::is_operational(name)? && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         let frames = Frames::of(nix::net::if_::if_nametoindex(OUTER)?)?;
         Ok(Self { frames, start: Instant::now(), sequence: std::process::id().wrapping_mul(0x9e37_79b9) })
     }
@@ -86,9 +95,17 @@ impl Outside {
     /// Opens a connection from outside and leaves it open; [`Self::abort`] ends it.
     pub(super) fn call(&mut self, from: (IpAddr, u16), to: (IpAddr, u16)) -> io::Result<(Answer, Segment)> {
         let mut segment = Segment { from, to, tcp: true, flags: SYN, sequence: self.sequence, acknowledgement: 0 };
-        self.send(&segment)?;
         let answered = |seen: &Segment| seen.tcp && (seen.from, seen.to) == (to, from) && seen.flags & (SYN | RST) != 0;
-        let Some(answer) = self.wait_for(answered, self.patience())? else { return Ok((Answer::Silence, segment)) };
+        let mut answer = None;
+        // Once more, as any host would.
+        for _ in 0..2 {
+            self.send(&segment)?;
+            answer = self.wait_for(answered, self.patience() / 2)?;
+            if answer.is_some() {
+                break;
+            }
+        }
+        let Some(answer) = answer else { return Ok((Answer::Silence, segment)) };
         if answer.flags & RST != 0 {
             return Ok((Answer::Reset, segment));
         }
