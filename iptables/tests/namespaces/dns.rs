@@ -2,10 +2,10 @@
 //! when the two use the same source port one after the other.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Socket, Type};
@@ -32,12 +32,28 @@ fn answer(namespace: &Namespace, uid: u32, address: &'static str, port: u16, wor
     });
 }
 
+/// Tries until the port is free: a program that another test starts holds on to our sockets between its fork and its exec.
+fn once_free<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match attempt() {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            tried => return tried,
+        }
+    }
+}
+
 /// The word, or why there is none; from this source port, 0 for any.
 fn ask_udp(pod: &Namespace, uid: u32, to: &str, port: u16) -> String {
     let to = SocketAddr::new(to.parse().unwrap(), 53);
     let local: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
     pod.run(uid, || {
-        let socket = UdpSocket::bind((local, port)).unwrap();
+        let socket = once_free(|| UdpSocket::bind((local, port))).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.send_to(b"question", to).unwrap();
         let mut bytes = [0; 512];
@@ -52,7 +68,7 @@ fn ask_udp(pod: &Namespace, uid: u32, to: &str, port: u16) -> String {
 fn ask_tcp(pod: &Namespace, uid: u32, to: &str, port: u16) -> String {
     let to = SocketAddr::new(to.parse().unwrap(), 53);
     let local: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
-    let asked = pod.run(uid, || -> std::io::Result<String> {
+    let ask = || -> io::Result<String> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         // No TIME_WAIT: the next one may have the port at once.
@@ -64,8 +80,8 @@ fn ask_tcp(pod: &Namespace, uid: u32, to: &str, port: u16) -> String {
         let mut word = String::new();
         stream.read_to_string(&mut word)?;
         Ok(word)
-    });
-    asked.unwrap_or_else(|error| format!("error: {:?}", error.kind()))
+    };
+    pod.run(uid, || once_free(ask)).unwrap_or_else(|error| format!("error: {:?}", error.kind()))
 }
 
 #[test]
@@ -87,9 +103,9 @@ fn journeys(tools: &Tools, mode: &str) {
     }
     for to in ["10.77.1.1", "fd77:1::1"] {
         // An interface that has just come up misses the first of its neighbours' solicitations.
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         while ask_udp(pod, APP, to, 0) != "upstream" {
-            assert!(std::time::Instant::now() < deadline, "{to} does not answer at all");
+            assert!(Instant::now() < deadline, "{to} does not answer at all");
         }
     }
     tools.must(
