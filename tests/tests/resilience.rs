@@ -54,13 +54,13 @@ fn ten_thousand_requests_and_a_killed_pod_that_comes_back() {
         sleep(Duration::from_millis(1_000)).await;
         let Shop { replicas, mesh, .. } = &mut shop;
         replicas[1].restart(mesh).await;
+        // It may have been found again already.
         let before = replicas[1].count().await;
-        assert_eq!(before, 0, "a fresh process");
         let report = load.report().await;
         println!("{report}");
         assert_none_failed(&report);
         assert_eq!(report["ok"], 10_000);
-        assert!(shop.replicas[1].count().await > 100, "the pod that came back is used again: {report}");
+        assert!(shop.replicas[1].count().await > before + 100, "the pod that came back is used again: {report}");
     });
 }
 
