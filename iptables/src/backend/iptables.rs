@@ -80,6 +80,17 @@ fn programs(family: Family, suffix: &str) -> Option<Programs> {
     Some(Programs { family, save: tool("save")?, restore: tool("restore")? })
 }
 
+impl Programs {
+    /// What they say of themselves, and what they speak to. `None` when they cannot even tell that.
+    fn version(&self) -> Option<(String, Variant)> {
+        let ended = self.restore.run(&["--version"], "").ok().filter(|ended| ended.success)?;
+        let version = ended.stdout.trim().to_owned();
+        // Before 1.8 there was only the legacy interface, and the version did not name it.
+        let variant = if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy };
+        Some((version, variant))
+    }
+}
+
 impl Iptables {
     /// The administrator's choice if it is of this variant, else the programs that are named for it.
     pub(crate) fn find(variant: Variant, wait: Duration) -> Option<Self> {
@@ -90,11 +101,11 @@ impl Iptables {
     /// `None` also for programs that cannot even tell their version.
     fn with_suffix(suffix: &str, wait: Duration) -> Option<Self> {
         let v4 = programs(Family::V4, suffix)?;
-        let ended = v4.restore.run(&["--version"], "").ok().filter(|ended| ended.success)?;
-        let version = ended.stdout.trim().to_owned();
-        // Before 1.8 there was only the legacy interface, and the version did not name it.
-        let variant = if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy };
-        Some(Self { v4, v6: programs(Family::V6, suffix), variant, version, wait })
+        let (version, variant) = v4.version()?;
+        // The two families are alternatives of their own in Debian: what one speaks to says nothing about the other.
+        let same = |v6: &Programs| v6.version().is_some_and(|(_, theirs)| theirs == variant);
+        let v6 = [suffix, variant.suffix()].into_iter().filter_map(|suffix| programs(Family::V6, suffix)).find(same);
+        Some(Self { v4, v6, variant, version, wait })
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -221,7 +232,7 @@ impl Iptables {
         match &self.v6 {
             Some(v6) if self.has_v6() => Ok(vec![&self.v4, v6]),
             None if self.has_v6() && plan.families.contains(&Family::V6) => Err(Error::NoBackend(format!(
-                "{} is here without ip6tables-restore and ip6tables-save, and IPv6 connections would go past the sidecar; \
+                "{} is here without an ip6tables-restore and ip6tables-save of its kind, and IPv6 connections would go past the sidecar; \
                  --ipv6 off would accept that",
                 self.version
             ))),

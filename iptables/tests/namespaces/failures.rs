@@ -15,7 +15,7 @@ fn a_refusal_for_ipv6_undoes_ipv4_and_names_the_rule() {
         let broken = Tools::iptables(multi);
         let refuse =
             "line=$(grep -n -m1 REDIRECT | cut -d: -f1); echo \"ip6tables-restore: line $line failed\" >&2; exit 1";
-        broken.replace("ip6tables-restore", refuse);
+        broken.replace("ip6tables-restore", &format!("{}; {refuse}", tells_version(multi)));
         for earlier in [None, Some("install --exclude-inbound-ports 22,23 --proxy-uid 7")] {
             if let Some(command) = earlier {
                 tools.must(&pod, command);
@@ -31,6 +31,34 @@ fn a_refusal_for_ipv6_undoes_ipv4_and_names_the_rule() {
             assert_eq!(state(&pod), before, "IPv4 was not undone with {multi}, earlier install: {earlier:?}");
         }
     }
+}
+
+/// Shell words by which what stands in for ip6tables-restore says what it speaks to, as the real one does.
+fn tells_version(backend: &str) -> String {
+    let multi = if backend == "iptables-nft" { "xtables-nft-multi" } else { "xtables-legacy-multi" };
+    format!("[ \"$1\" != --version ] || exec /usr/sbin/{multi} ip6tables-restore --version")
+}
+
+/// Debian's alternatives `iptables` and `ip6tables` are apart, and may be of different kinds.
+#[test]
+fn each_familys_programs_are_of_the_kind_that_was_asked_for() {
+    let (pod, tools) = (Namespace::new(), Tools::iptables("iptables-legacy"));
+    for name in ["ip6tables", "ip6tables-save", "ip6tables-restore"] {
+        tools.replace(name, &format!("exec /usr/sbin/xtables-nft-multi {name} \"$@\""));
+    }
+    tools.must(&pod, "install");
+    for save in ["iptables-legacy-save", "ip6tables-legacy-save"] {
+        assert!(pod.sh(save).contains("OUTRIGGER_OUTBOUND"), "{save} has none of our rules: {}", state(&pod));
+    }
+    assert!(!pod.sh("nft list ruleset").contains("OUTRIGGER_"), "{}", state(&pod));
+    tools.must(&pod, "remove");
+    // Without any of that kind, IPv6 would go past the sidecar: refused.
+    let before = state(&pod);
+    tools.replace("ip6tables-legacy-restore", "exec /usr/sbin/xtables-nft-multi ip6tables-restore \"$@\"");
+    let output = tools.outrigger(&pod, "install --backend iptables-legacy");
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains("without an ip6tables-restore"), "{}", said(&output));
+    assert_eq!(state(&pod), before);
 }
 
 #[test]
