@@ -8,6 +8,7 @@ use crate::{
     Error,
     backend::{self, Choice, Held, Kind, iptables},
     ground::Ground,
+    netlink::address::LEG_ADDRESS_V6,
     plan::Family,
     verify,
 };
@@ -99,6 +100,22 @@ pub fn status(choice: Choice, wait: Duration) -> Result<Status, Error> {
     let mut traces = Ground::traces()?;
     traces.extend(iptables::policies()?);
     traces.extend(verify::traces());
+    if let [only] = backends.as_slice()
+        && only.backend != Kind::Nft
+        && only.rules_v6 == 0
+    {
+        // `--ipv6 off` takes away what the rules of IPv6 stand on.
+        let address = LEG_ADDRESS_V6.to_string();
+        match traces.iter().find(|trace| trace.contains(&address) || trace.contains("IPv6 rule 15006")) {
+            Some(trace) => {
+                cut_off = true;
+                notices.push(format!(
+                    "no rules of IPv6, but what they stand on ({trace}): a run was cut off; install or remove repairs it"
+                ));
+            }
+            None => notices.push("IPv4 only: connections over IPv6 go past the sidecar".to_owned()),
+        }
+    }
     let mut state = match (backends.len(), traces.is_empty()) {
         (0, true) => State::Absent,
         (1, _) if draining => State::Draining,

@@ -153,6 +153,37 @@ fn other_options_half_a_set_and_none_are_told_apart() {
     }
 }
 
+/// A run that was killed between the families, beside one that was told to leave IPv6 alone.
+#[test]
+fn rules_of_ipv4_alone_are_whole_only_where_nothing_of_ipv6_was_begun() {
+    for tools in Tools::all() {
+        if tools.backend == "nft" {
+            continue; // One transaction for both families.
+        }
+        let pod = Namespace::new();
+        let run = || {
+            let output = tools.outrigger(&pod, "status");
+            (output.status.code().unwrap(), said(&output))
+        };
+        tools.must(&pod, "install --ipv6 off");
+        let (code, words) = run();
+        assert!(code == 0 && words.contains("IPv4 only"), "{words}");
+        for (begin, end) in [
+            ("ip -6 addr add ::6/128 dev lo preferred_lft 0", "ip -6 addr del ::6/128 dev lo"),
+            (
+                "ip -6 rule add pref 15006 fwmark 0x1000/0x1000 lookup 15006",
+                "ip -6 rule del pref 15006 fwmark 0x1000/0x1000 lookup 15006",
+            ),
+        ] {
+            pod.sh(begin);
+            let (code, words) = run();
+            assert!(code == 9 && words.contains("partial") && words.contains("no rules of IPv6"), "{begin}: {words}");
+            pod.sh(end);
+        }
+        assert_eq!(run().0, 0);
+    }
+}
+
 /// As an init container does: root without SETUID, a read-only root, nothing but NET_ADMIN and NET_RAW.
 #[test]
 fn two_capabilities_are_enough() {
