@@ -103,7 +103,7 @@ impl Ground {
             if *family == Family::V6 && address::no_ipv6().is_some() {
                 continue;
             }
-            if *family == Family::V6 && !address::has_leg()? {
+            if *family == Family::V6 && !address::can_bind_leg()? {
                 missing.push(format!("the address {LEG_ADDRESS_V6}/128 on lo"));
             }
             let (rule, route) = routing::has_to_loopback(*family)?;

@@ -86,6 +86,13 @@ pub(crate) fn has_leg() -> Result<bool, Error> {
     }
 }
 
+/// Whether the leg's address is on `lo`, whoever has added it: the leg can bind to either.
+pub(crate) fn can_bind_leg() -> Result<bool, Error> {
+    let all = all().map_err(refused("list the addresses", LOOK))?;
+    let lo = lo().map_err(refused("find lo", LOOK))?;
+    Ok(all.contains(&(LEG_ADDRESS_V6.into(), lo)))
+}
+
 /// All addresses of this host, with the index of their interface.
 pub(crate) fn all() -> io::Result<Vec<(IpAddr, u32)>> {
     let mut found = Vec::new();

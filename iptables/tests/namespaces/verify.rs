@@ -184,6 +184,18 @@ fn rules_of_ipv4_alone_are_whole_only_where_nothing_of_ipv6_was_begun() {
     }
 }
 
+#[test]
+fn an_address_for_the_leg_that_somebody_else_has_added_will_do() {
+    let (pod, tools) = (Namespace::new(), Tools::nft());
+    pod.sh("ip -6 addr add ::6/128 dev lo");
+    let before = state(&pod);
+    tools.must(&pod, "install");
+    let output = tools.outrigger(&pod, "verify");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    tools.must(&pod, "remove");
+    assert_eq!(state(&pod), before, "it was theirs, and stays");
+}
+
 /// As an init container does: root without SETUID, a read-only root, nothing but NET_ADMIN and NET_RAW.
 #[test]
 fn two_capabilities_are_enough() {
