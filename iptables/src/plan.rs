@@ -132,6 +132,13 @@ impl Plan {
         direct.push(rule("redirected", vec![], Verdict::Zone(REDIRECTED_ZONE)));
         self.chain(ChainName::Question, direct);
         let (mut outgoing, mut incoming) = (Vec::new(), Vec::new());
+        if options.mode == Mode::Tproxy {
+            // A workload that serves DNS: its answer to the leg must find the leg's connection to get its mark.
+            outgoing.extend(identities(options).into_iter().map(|identity| {
+                let matches = vec![Match::Protocol(Tcp), through_loopback(), identity, Match::FromElsewhere];
+                rule("leg", matches, Verdict::Return)
+            }));
+        }
         for protocol in [Udp, Tcp] {
             // No owner is asked for: a SYN-ACK has none yet.
             for property in [Match::FromPorts(protocol, one(port)), Match::ToPorts(protocol, one(port))] {

@@ -137,6 +137,21 @@ fn journeys(tools: &Tools, mode: &str) {
     }
 }
 
+/// A resolver as the workload: the sidecar's leg to it bears the client's address.
+#[test]
+fn a_transparent_leg_to_a_workload_that_serves_dns_connects() {
+    for tools in Tools::all() {
+        let Pair { pod, peer: _ } = &Pair::new();
+        pod.listen(APP, 53, "direct");
+        tools.must(pod, "install --mode tproxy --dns-port 15053");
+        for (client, own) in [("10.77.1.1", "10.77.1.2"), ("fd77:1::1", "fd77:1::2")] {
+            let mut leg = pod.dial(PROXY, Some(client), own, 53);
+            assert_eq!(leg.landed, format!("direct 53 from {client}"), "{}", tools.backend);
+            assert!(leg.is_alive(), "{}", tools.backend);
+        }
+    }
+}
+
 #[test]
 fn without_the_option_questions_are_left_alone() {
     let Pair { pod, peer } = &Pair::new();
