@@ -35,7 +35,7 @@ pub enum Error {
         remedy: String,
     },
     /// A tool refused, and so did the attempt to put things back.
-    #[error("{error}\nAND THIS COULD NOT BE UNDONE: {undo}\nrun `outrigger-iptables remove`, then install again")]
+    #[error("{}\nAND THIS COULD NOT BE UNDONE: {undo}\nrun `outrigger-iptables remove`, then install again", without_assurance(.error))]
     HalfApplied {
         /// The first failure.
         error: Box<Error>,
@@ -97,6 +97,11 @@ impl Error {
     pub(crate) fn with_undo_failure(self, undo: String) -> Self {
         Error::HalfApplied { error: Box::new(self), undo }
     }
+}
+
+/// An error that is part of a worse one, without its word that nothing has changed.
+fn without_assurance(error: &Error) -> String {
+    error.to_string().replace("; the rules are as they were", "").replace("; nothing was changed", "")
 }
 
 fn at(line: &Option<String>) -> String {

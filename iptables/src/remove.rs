@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     Error, Report,
-    backend::{self, Backend, Choice, iptables},
+    backend::{self, Backend, Choice, PART_IS_GONE, iptables},
     ground::Ground,
     netlink::{conntrack, refused},
     netns, verify,
@@ -50,12 +50,14 @@ fn let_drain(choice: Choice, wait: Duration, limit: Duration, notices: &mut Vec<
     count(&[])?;
     {
         let _lock = netns::lock(wait)?;
+        let mut changed = false;
         for backend in backend::present(choice, wait)? {
             // A tool that cannot read is told of when the rules are removed.
             let Ok(held) = backend.held() else { continue };
             if !held.0.is_empty() {
                 ports.extend(held.ports());
-                backend.let_drain(notices)?;
+                backend.let_drain(notices).map_err(|error| half_done(error, changed))?;
+                changed = true;
             }
         }
     }
@@ -69,6 +71,15 @@ fn let_drain(choice: Choice, wait: Duration, limit: Duration, notices: &mut Vec<
         notices.push(format!("{open} connections were still open after {limit:?}, and ended with the rules"));
     }
     Ok(())
+}
+
+/// The error of a tool that refused after something else of ours had been taken out.
+fn half_done(error: Error, changed: bool) -> Error {
+    match error {
+        error @ Error::HalfApplied { .. } => error,
+        error if changed => error.with_undo_failure(PART_IS_GONE.to_owned()),
+        error => error,
+    }
 }
 
 fn remove_now(found: &[Backend], wait: Duration, mut notices: Vec<String>) -> Result<Report, Error> {
@@ -93,7 +104,7 @@ fn remove_now(found: &[Backend], wait: Duration, mut notices: Vec<String>) -> Re
     if let Some((error, tool)) = first_error {
         // A tool that cannot even read cannot be the one that wrote the rules which were found elsewhere.
         if left || backends.is_empty() {
-            return Err(error);
+            return Err(half_done(error, others || !backends.is_empty()));
         }
         notices.push(format!("could not look for rules of ours with {tool}: {error}"));
     }

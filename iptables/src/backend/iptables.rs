@@ -15,6 +15,7 @@ pub(super) use saved::PREFIX;
 
 use crate::{
     Error,
+    backend::PART_IS_GONE,
     command::{Ended, Tool},
     netlink::timeout,
     plan::{Family, Plan},
@@ -172,21 +173,37 @@ impl Iptables {
 
     /// Takes out what decides about new connections and leaves what carries the open ones.
     pub(crate) fn let_drain(&self, notices: &mut Vec<String>) -> Result<(), Error> {
-        for programs in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
-            let mut target = self.read(programs)?;
+        let target = |current: &Tables| {
+            let mut target = current.clone();
             target.let_drain();
-            self.converge(programs, &target, notices)?;
-        }
-        Ok(())
+            target
+        };
+        self.take_out(target, notices).map(|_| ())
     }
 
     /// `false` when there was nothing of ours.
     pub(crate) fn remove(&self, notices: &mut Vec<String>) -> Result<bool, Error> {
-        let mut removed = false;
+        self.take_out(|_| Tables::default(), notices)
+    }
+
+    /// Leads each family to what is to stay of it; `false` when that was so already. What was to go and is gone is not
+    /// put back when a later table or family refuses, and the error says so.
+    fn take_out(&self, target: impl Fn(&Tables) -> Tables, notices: &mut Vec<String>) -> Result<bool, Error> {
+        let mut changed = false;
         for programs in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
-            removed |= self.converge(programs, &Tables::default(), notices)?;
+            let outcome = self.read(programs).and_then(|current| {
+                let outcome = self.converge(programs, &target(&current), notices);
+                // One table after the other: some may be done.
+                changed |= outcome.is_err() && self.read(programs).is_ok_and(|now| !now.holds_same(&current));
+                outcome
+            });
+            match outcome {
+                Ok(done) => changed |= done,
+                Err(error) if changed => return Err(error.with_undo_failure(PART_IS_GONE.to_owned())),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(removed)
+        Ok(changed)
     }
 
     /// Makes the tables of a family hold this of ours and nothing else. `false` when they did already.

@@ -27,6 +27,9 @@ pub(crate) const DECIDING: [ChainName; 8] = [
     ChainName::Dns,
 ];
 
+/// What [`Error::HalfApplied`] says of rules that were to be taken out.
+pub(crate) const PART_IS_GONE: &str = "a part of our rules has been taken out already, the rest is still there";
+
 /// Whose choice the backend is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Choice {

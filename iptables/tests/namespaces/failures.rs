@@ -61,6 +61,35 @@ fn each_familys_programs_are_of_the_kind_that_was_asked_for() {
     assert_eq!(state(&pod), before);
 }
 
+/// IPv4 is out when IPv6 refuses: what is left is not as it was, and it does not say so.
+#[test]
+fn a_removal_that_is_refused_half_way_says_so() {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        let (tools, broken) = (Tools::iptables(backend), Tools::iptables(backend));
+        let refuse = "case \"$*\" in *noflush*) echo 'cannot work today' >&2; exit 1;; esac";
+        broken.replace("ip6tables-restore", &format!("{}; {refuse}", tells_version(backend)));
+        for command in ["remove", "remove --drain 1s"] {
+            let pod = Namespace::new();
+            tools.must(&pod, "install");
+            let output = broken.outrigger(&pod, &format!("{command} --backend {backend}"));
+            let words = said(&output);
+            assert_eq!(output.status.code(), Some(6), "{backend} {command}: {words}");
+            assert!(words.contains("cannot work today") && !words.contains("as they were"), "{words}");
+            tools.must(&pod, "remove");
+            assert!(!state(&pod).contains("OUTRIGGER_"), "{}", state(&pod));
+        }
+        // Where the first refuses, nothing has changed.
+        let pod = Namespace::new();
+        tools.must(&pod, "install");
+        broken.replace(
+            "iptables-restore",
+            &format!("{}; {refuse}", tells_version(backend).replace("ip6tables-restore", "iptables-restore")),
+        );
+        let output = broken.outrigger(&pod, &format!("remove --drain 1s --backend {backend}"));
+        assert_eq!(output.status.code(), Some(5), "{backend}: {}", said(&output));
+    }
+}
+
 #[test]
 fn a_tool_that_does_not_work_keeps_no_rules_of_another_in_place() {
     let (pod, tools) = (Namespace::new(), Tools::iptables("iptables-nft"));
