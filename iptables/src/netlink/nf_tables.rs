@@ -21,13 +21,11 @@ pub(crate) struct Sets {
     pub(crate) iptables: bool,
 }
 
-/// What is there. `Ok(None)`: this kernel has no nf_tables. An error when it cannot be asked, for want of a privilege.
+/// What is there. `Ok(None)`: this kernel has no nf_tables. An error when it cannot be asked.
 pub(crate) fn sets(prefix: &str) -> io::Result<Option<Sets>> {
-    let payloads = match Kernel::netfilter()?.list(GET_CHAIN, &Body::new(&[0; STRUCTURE])) {
-        Ok(payloads) => payloads,
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-        // EINVAL: no such subsystem.
-        Err(_) => return Ok(None),
+    let payloads = match Kernel::netfilter().and_then(|kernel| kernel.list(GET_CHAIN, &Body::new(&[0; STRUCTURE]))) {
+        Err(error) if is_without(&error) => return Ok(None),
+        answer => answer?,
     };
     let mut sets = Sets::default();
     for payload in &payloads {
@@ -39,4 +37,34 @@ pub(crate) fn sets(prefix: &str) -> io::Result<Option<Sets>> {
         }
     }
     Ok(Some(sets))
+}
+
+/// Whether an error means that there is no nf_tables. EINVAL: nfnetlink knows no such subsystem (nfnetlink_rcv_msg in
+/// net/netfilter/nfnetlink.c); the others: there is no nfnetlink at all. Anything else, as too little memory, says nothing
+/// about what is there, and rules of ours must not be overlooked for it.
+fn is_without(error: &io::Error) -> bool {
+    let codes = [libc::EINVAL, libc::EOPNOTSUPP, libc::EPROTONOSUPPORT, libc::ENOPROTOOPT];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_want_of_the_subsystem_means_that_there_is_none() {
+        for (code, without) in [
+            (libc::EINVAL, true),
+            (libc::EOPNOTSUPP, true),
+            (libc::EPROTONOSUPPORT, true),
+            (libc::EPERM, false),
+            (libc::ENOMEM, false),
+            (libc::ENOBUFS, false),
+            (libc::EAGAIN, false),
+            (libc::EINTR, false),
+        ] {
+            assert_eq!(is_without(&io::Error::from_raw_os_error(code)), without, "{code}");
+        }
+        assert!(!is_without(&io::Error::new(io::ErrorKind::InvalidData, "no acknowledgement")));
+    }
 }
