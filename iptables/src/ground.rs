@@ -7,6 +7,7 @@ use crate::{
     netlink::{address, address::LEG_ADDRESS_V6, routing},
     options::Ipv6,
     plan::{Family, Plan},
+    values::Interface,
 };
 
 /// What one run has added.
@@ -132,6 +133,14 @@ impl Ground {
         }
         commands
     }
+}
+
+/// The interfaces that are included by their whole name and are not here: through them nothing is taken, and where no
+/// other is included, nothing at all.
+pub(crate) fn missing_interfaces(options: &Options) -> Vec<String> {
+    let is_missing =
+        |interface: &&Interface| !interface.is_wildcard() && nix::net::if_::if_nametoindex(interface.name()).is_err();
+    options.include_interfaces.iter().filter(is_missing).map(|interface| interface.name().to_owned()).collect()
 }
 
 /// A word about IPv6 that nobody redirects although it could reach others.

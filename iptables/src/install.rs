@@ -24,6 +24,13 @@ pub fn install(options: &Options, choice: Choice, wait: Duration) -> Result<Repo
     let (backend, why) = backend::choose(choice, &plan, wait)?;
     let mut notices = options.notices();
     ground::warn_of_ipv6_bypass(options, &mut notices);
+    let missing = ground::missing_interfaces(options);
+    if !missing.is_empty() {
+        notices.push(format!(
+            "--include-interfaces names {}, which is not here now: nothing is redirected there until it is",
+            missing.join(", ")
+        ));
+    }
     let ground = Ground::prepare(&plan, options, &mut notices)?;
     if let Err(error) = backend.install(&plan, &mut notices) {
         return Err(ground.take_back(error));

@@ -256,10 +256,18 @@ impl FromStr for Interface {
             Some(name) => (name, true),
             None => (text, false),
         };
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:@-".contains(&byte);
-        if name.is_empty() || name.len() > 15 || name.starts_with('-') || !name.bytes().all(plain) {
+        // `ip link` shows eth0@if7 for a veth's end; eth0:1 is a label of an address. The kernel's name is the part before.
+        if let Some((before, _)) = name.split_once(['@', ':']) {
             return Err(InvalidOption(format!(
-                "{text:?} is no interface such as eth0 or cali*: 1 to 15 letters, digits and any of _ . : @ -"
+                "{text:?} is not the name of an interface: give the part before @ or :, {before:?}"
+            )));
+        }
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        // Of the beginning of a name nft takes no 15 bytes and iptables no 15 with its +.
+        let longest = if wildcard { 14 } else { 15 };
+        if name.is_empty() || name.len() > longest || name.starts_with('-') || !name.bytes().all(plain) {
+            return Err(InvalidOption(format!(
+                "{text:?} is no interface such as eth0 or cali*: 1 to 15 letters, digits and any of _ . - (14 before a *)"
             )));
         }
         Ok(Self { name: Cow::Owned(name.to_owned()), wildcard })
@@ -355,9 +363,24 @@ mod tests {
     fn an_interface_is_a_name_and_nothing_that_a_tool_could_take_for_more() {
         assert!("eth0".parse::<Interface>().unwrap().is("eth0") && !"eth0".parse::<Interface>().unwrap().is("eth01"));
         assert!("cali*".parse::<Interface>().unwrap().is("cali9") && "cali+".parse::<Interface>().unwrap().is("cali9"));
-        for wrong in ["", "*", "a b", "eth0;drop", "\"x\"", "-j", "abcdefghijklmnop", "a\nb", "e*h"] {
+        for wrong in [
+            "",
+            "*",
+            "a b",
+            "eth0;drop",
+            "\"x\"",
+            "-j",
+            "abcdefghijklmnop",
+            "a\nb",
+            "e*h",
+            "eth0@if7",
+            "eth0:1",
+            "abcdefghijklmno*",
+        ] {
             assert!(wrong.parse::<Interface>().is_err(), "{wrong:?} was taken");
         }
+        assert!("eth0@if7".parse::<Interface>().unwrap_err().to_string().contains("part before @ or :, \"eth0\""));
+        assert!("abcdefghijklmno".parse::<Interface>().is_ok() && "abcdefghijklmn*".parse::<Interface>().is_ok());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use serde::Serialize;
 use crate::{
     Error, Options,
     backend::{self, Backend, Choice, Held, Kind},
-    ground::Ground,
+    ground::{self, Ground},
     netlink::refused,
     netns,
     plan::{ChainName, Family, Plan},
@@ -112,6 +112,11 @@ pub fn verify(options: &Options, choice: Choice, wait: Duration) -> Result<Verif
         } else {
             let detail = format!("missing: {}", needed.join("; "));
             checks.push(Check::failed("addresses and routes", detail, None));
+        }
+        let absent = ground::missing_interfaces(options);
+        if !absent.is_empty() {
+            let detail = format!("not here: {}; see `ip link`", absent.join(", "));
+            checks.push(Check::failed("included interfaces", detail, None));
         }
         let blame = |by: Option<(ChainName, usize)>, family: Family| fault(&plan, backend, &missing, by, family);
         let before = checks.len();

@@ -196,6 +196,22 @@ fn an_address_for_the_leg_that_somebody_else_has_added_will_do() {
     assert_eq!(state(&pod), before, "it was theirs, and stays");
 }
 
+#[test]
+fn an_included_interface_that_is_not_here_is_told() {
+    let (pod, tools) = (Namespace::new(), Tools::nft());
+    let options = "--include-interfaces eth0,cali*";
+    let words = tools.must(&pod, &format!("install {options}"));
+    assert!(words.contains("names eth0, which is not here now"), "{words}");
+    let output = tools.outrigger(&pod, &format!("verify {options}"));
+    assert_eq!(output.status.code(), Some(9), "{}", said(&output));
+    assert!(said(&output).contains("not here: eth0;"), "{}", said(&output));
+    pod.sh("ip link add eth0 type veth peer name eth1");
+    let words = tools.must(&pod, &format!("install {options}"));
+    assert!(!words.contains("not here now"), "{words}");
+    let output = tools.outrigger(&pod, &format!("verify {options}"));
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+}
+
 /// As an init container does: root without SETUID, a read-only root, nothing but NET_ADMIN and NET_RAW.
 #[test]
 fn two_capabilities_are_enough() {
@@ -226,7 +242,9 @@ fn what_cannot_be_tried_is_said() {
         assert_eq!(output.status.code(), Some(0), "{options}: {}", said(&output));
         said(&output)
     };
-    let words = run(&Namespace::new(), "--include-interfaces eth0");
+    let pod = Namespace::new();
+    pod.sh("ip link add eth0 type veth peer name eth1");
+    let words = run(&pod, "--include-interfaces eth0");
     assert!(words.contains("no connection could be made to prove it"), "{words}");
     // Our own group is the sidecar's: another one is tried.
     let words = run(&Namespace::new(), "--proxy-gid 0");

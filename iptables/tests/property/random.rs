@@ -25,7 +25,7 @@ const NETS: [&str; 14] = [
     "::/1",
     "127.0.0.0/8",
 ];
-const INTERFACES: [&str; 6] = ["eth0", "eth1", "eth*", "cali*", "lo", "wg-0.5@x"];
+const INTERFACES: [&str; 6] = ["eth0", "eth1", "eth*", "cali*", "lo", "wg-0.5_x"];
 const UIDS: [u32; 10] = [0, 1, 999, 1000, 1001, 1337, 1338, 65_534, 100_000, u32::MAX - 1];
 const MARKS: [u32; 6] = [0, 0x10, 0x30, 0x539, 0x1000, 0xffff_ffff];
 
@@ -146,7 +146,7 @@ pub(crate) fn packet(random: &mut Rng, options: &Options, way: Way) -> Packet {
     let v4 = random.bool();
     let invalid = random.u8(..8) == 0;
     let owned = way == Way::Leaving && random.u8(..8) > 0;
-    let interfaces = ["eth0", "eth1", "eth7", "cali12", "lo", "wlan0", "wg-0.5@x"];
+    let interfaces = ["eth0", "eth1", "eth7", "cali12", "lo", "wlan0", "wg-0.5_x"];
     Packet {
         protocol: if random.u8(..4) == 0 { Protocol::Udp } else { Protocol::Tcp },
         from: address(random, v4),
