@@ -148,7 +148,7 @@ fn is_one_sided(held: &Held) -> bool {
     // Only the entries: a chain of ours may be empty where no rule in it speaks of its family.
     let entries = |family: Family| {
         let rules = held.0.iter().filter(move |rule| rule.family == Some(family) && !rule.chain.contains("OUTRIGGER_"));
-        rules.map(|rule| (&rule.chain, &rule.comment)).collect::<Vec<_>>()
+        rules.map(|rule| (&rule.chain, rule.name())).collect::<Vec<_>>()
     };
     let (v4, v6) = (entries(Family::V4), entries(Family::V6));
     !v6.is_empty() && v4 != v6

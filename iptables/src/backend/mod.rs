@@ -210,6 +210,15 @@ impl Backend {
     }
 }
 
+/// The comment of a rule: its name, and a hash of what it says, by which `verify` sees that a rule of that name says
+/// something else. Letters, digits, `-` and `_` alone, or iptables-save would put it in quotes.
+pub(crate) fn comment(name: &str, words: &str) -> String {
+    // FNV-1a of 32 bits (draft-eastlake-fnv): rules outlive the program that has made them, so the hash must be the same
+    // in every version of it. It guards against mistakes, not against somebody who may write rules anyway.
+    let hash = words.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("{name}_{hash:08x}")
+}
+
 /// One rule of ours: the chain it stands in, its comment, and its words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HeldRule {
@@ -217,6 +226,13 @@ pub(crate) struct HeldRule {
     pub(crate) chain: String,
     pub(crate) comment: String,
     pub(crate) words: String,
+}
+
+impl HeldRule {
+    /// What it is for, as the plan calls it.
+    pub(crate) fn name(&self) -> &str {
+        self.comment.rsplit_once('_').map_or(self.comment.as_str(), |(name, _)| name)
+    }
 }
 
 /// The rules of ours that are somewhere, in order.
@@ -380,6 +396,16 @@ pub(crate) fn choose_unprivileged(choice: Choice, wait: Duration) -> (Kind, Stri
 mod tests {
     use super::*;
     use crate::Options;
+
+    #[test]
+    fn the_hash_in_a_comment_is_fnv_1a_in_every_version() {
+        // The vectors of draft-eastlake-fnv.
+        for (words, hash) in [("", "811c9dc5"), ("a", "e40c292c"), ("foobar", "bf9cf968")] {
+            assert_eq!(comment("zones_in", words), format!("zones_in_{hash}"));
+        }
+        let rule = |comment| HeldRule { family: None, chain: String::new(), comment, words: String::new() };
+        assert_eq!(rule(comment("zones_in", "x")).name(), "zones_in");
+    }
 
     #[test]
     fn the_ports_of_a_set_are_found_in_every_language() {

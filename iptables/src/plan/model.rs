@@ -87,7 +87,7 @@ pub struct Chain {
 /// What to do with a packet that matches everything listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// What it is for, in a word that is its comment in the kernel: letters and `-`.
+    /// What it is for, in a word with which its comment in the kernel begins: letters and `-`.
     pub name: &'static str,
     /// All must hold; none means always.
     pub matches: Vec<Match>,

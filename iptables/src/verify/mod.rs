@@ -176,7 +176,7 @@ fn holder(choice: Choice, wait: Duration, checks: &mut Vec<Check>) -> Result<Opt
     }
 }
 
-/// Holds what is there against what is wanted, by chain and comment; returns what is missing, in the tool's words.
+/// Holds what is there against what is wanted, by chain and comment, which bears a hash of what the rule says; returns what is missing, in the tool's words.
 fn compare(wanted: &Held, held: &Held, checks: &mut Vec<Check>) -> Vec<String> {
     let key = |rule: &backend::HeldRule| (rule.family, rule.chain.clone(), rule.comment.clone());
     let mut left: Vec<_> = held.0.iter().map(key).collect();
@@ -225,10 +225,10 @@ fn fault(
     family: Family,
 ) -> Option<String> {
     let (chain, index) = by?;
-    let comment = plan.rules(chain).get(index)?.name;
+    let name = plan.rules(chain).get(index)?.name;
     let wanted = backend.wanted(plan);
     let deciding = wanted.0.iter().find(|rule| {
-        rule.comment == comment
+        rule.name() == name
             && rule.family.is_none_or(|of| of == family)
             && rule.chain.to_ascii_lowercase().ends_with(&format!("{}{}", separator(rule), chain.name()))
     })?;

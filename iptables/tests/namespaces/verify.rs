@@ -212,6 +212,41 @@ fn an_included_interface_that_is_not_here_is_told() {
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
 }
 
+/// The same rules by name, with one other value in one of them.
+#[test]
+fn a_list_that_differs_in_one_value_is_found_out() {
+    const LISTS: [(&str, &str, &str); 12] = [
+        ("exclude-inbound-ports", "22,9000-9010", "22,9000-9011"),
+        ("include-inbound-ports", "8080,22", "8080,23"),
+        ("exclude-outbound-ports", "25,3000-3009", "25,3000-3008"),
+        ("include-outbound-ports", "80,443", "80,444"),
+        ("exclude-inbound-cidrs", "192.0.2.0/24", "192.0.2.0/25"),
+        ("include-inbound-cidrs", "10.0.0.0/8", "10.0.0.0/9"),
+        ("exclude-outbound-cidrs", "2001:db8::/32", "2001:db8::/33"),
+        ("include-outbound-cidrs", "10.0.0.0/8,fd00::/8", "10.0.0.0/8,fd00::/9"),
+        ("exclude-interfaces", "eth1", "eth2"),
+        ("include-interfaces", "cali*", "calo*"),
+        ("exclude-uids", "7,1999-2001", "7,1999-2002"),
+        ("proxy-uid", "1337", "1338"),
+    ];
+    thread::scope(|scope| {
+        for tools in Tools::all() {
+            scope.spawn(move || {
+                let pod = Namespace::new();
+                for (option, installed, asked) in LISTS {
+                    tools.must(&pod, &format!("install --{option} {installed}"));
+                    let output = tools.outrigger(&pod, &format!("verify --{option} {asked}"));
+                    let words = said(&output);
+                    assert_eq!(output.status.code(), Some(9), "{} {option}: {words}", tools.backend);
+                    assert!(words.contains("are missing"), "{} {option}: {words}", tools.backend);
+                    let output = tools.outrigger(&pod, &format!("verify --{option} {installed}"));
+                    assert!(said(&output).contains("✓ rules"), "{} {option}: {}", tools.backend, said(&output));
+                }
+            });
+        }
+    });
+}
+
 /// As an init container does: root without SETUID, a read-only root, nothing but NET_ADMIN and NET_RAW.
 #[test]
 fn two_capabilities_are_enough() {

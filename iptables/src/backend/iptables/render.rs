@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use super::saved::{Table, Tables};
 use crate::{
     PortRange, Script,
+    backend::comment,
     plan::{ChainName, Family, Match, Plan, Point, Protocol, Rule, Verdict},
     values::Interface,
 };
@@ -107,11 +108,14 @@ fn lines(rule: &Rule, family: Family) -> Vec<String> {
         Protocol::Tcp => "-p tcp".to_owned(),
         Protocol::Udp => "-p udp".to_owned(),
     });
-    let end = [format!("-m comment --comment {}", rule.name), verdict(rule.verdict, family)];
-    lines
-        .into_iter()
-        .map(|line| start.iter().cloned().chain(line).chain(end.clone()).collect::<Vec<_>>().join(" "))
-        .collect()
+    let verdict = verdict(rule.verdict, family);
+    let with_comment = |line: Vec<String>| {
+        let matches = start.iter().cloned().chain(line).collect::<Vec<_>>();
+        let comment = comment(rule.name, &[matches.as_slice(), std::slice::from_ref(&verdict)].concat().join(" "));
+        let end = [format!("-m comment --comment {comment}"), verdict.clone()];
+        matches.into_iter().chain(end).collect::<Vec<_>>().join(" ")
+    };
+    lines.into_iter().map(with_comment).collect()
 }
 
 fn verdict(verdict: Verdict, family: Family) -> String {
@@ -191,9 +195,20 @@ mod tests {
     use super::*;
     use crate::{Options, parse_cidr};
 
+    /// Without the hashes in the comments.
     fn scripts(options: &Options) -> [String; 2] {
         let plan = Plan::new(options).unwrap();
-        let scripts: Vec<_> = render_both(&plan, "-nft").into_iter().map(|script| script.text).collect();
+        let plain = |word: &str| match word.rsplit_once('_') {
+            Some((name, hash))
+                if hash.len() == 8 && hash.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase()) =>
+            {
+                name.to_owned()
+            }
+            _ => word.to_owned(),
+        };
+        let line = |line: &str| line.split(' ').map(plain).collect::<Vec<_>>().join(" ") + "\n";
+        let scripts: Vec<_> =
+            render_both(&plan, "-nft").into_iter().map(|script| script.text.lines().map(line).collect()).collect();
         scripts.try_into().unwrap()
     }
 
