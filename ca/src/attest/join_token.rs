@@ -2,14 +2,13 @@
 
 use std::{fmt, time::Duration};
 
-use rusqlite::Transaction;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::{Attested, Refusal};
 use crate::{
     authority::{AuthorityError, Subject, hex, random_bytes, rfc3339},
-    store::{CredentialKind, Database, StoreError, TokenRow, TokenState, insert_token, spend_token, token_by_hash},
+    store::{CredentialKind, Database, StoreError, TokenRow, TokenState, Transaction},
 };
 
 /// Lets secret scanners and people recognise one.
@@ -75,13 +74,13 @@ pub fn create(
         used_at: None,
         revoked_at: None,
     };
-    database.transaction(|tx| insert_token(tx, &TokenHash::of(token.as_str()).0, &row))?;
+    database.transaction(|tx| tx.insert_token(&TokenHash::of(token.as_str()).0, &row))?;
     Ok(token)
 }
 
-pub(super) fn spend(tx: &Transaction<'_>, hash: &TokenHash, now: OffsetDateTime) -> Result<Attested, Refusal> {
-    let row = token_by_hash(tx, &hash.0)?.ok_or(Refusal::UnknownToken)?;
-    if !spend_token(tx, &hash.0, now)? {
+pub(super) fn spend(tx: &mut Transaction<'_>, hash: &TokenHash, now: OffsetDateTime) -> Result<Attested, Refusal> {
+    let row = tx.token_by_hash(&hash.0)?.ok_or(Refusal::UnknownToken)?;
+    if !tx.spend_token(&hash.0, now)? {
         return Err(match row.state(now) {
             TokenState::Used(at) => Refusal::TokenUsed(rfc3339(at)),
             TokenState::Revoked(at) => Refusal::TokenRevoked(rfc3339(at)),

@@ -4,7 +4,6 @@
 mod join_token;
 mod renewal;
 
-use rusqlite::Transaction;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
@@ -12,7 +11,7 @@ pub use join_token::{CreateError, JoinToken, TokenHash, create as create_token};
 
 use crate::{
     authority::{Authority, Subject, SubjectError},
-    store::{CredentialKind, StoreError},
+    store::{CredentialKind, StoreError, Transaction},
 };
 
 /// What a caller shows.
@@ -90,7 +89,7 @@ pub enum Refusal {
 /// Judges evidence inside the transaction that will record the issuance, and consumes it there if it is of the kind
 /// that is consumed.
 pub fn attest(
-    tx: &Transaction<'_>,
+    tx: &mut Transaction<'_>,
     authority: &Authority,
     evidence: &Evidence,
     now: OffsetDateTime,

@@ -2,7 +2,6 @@
 //! it, so nothing in a request and no slip in reading a certificate can change who a workload is.
 
 use outrigger_identity::SpiffeId;
-use rusqlite::Transaction;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -10,11 +9,11 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::{Attested, Refusal};
 use crate::{
     authority::{Authority, Subject, hex, rfc3339},
-    store::{CredentialKind, by_serial},
+    store::{CredentialKind, Transaction},
 };
 
 pub(super) fn attest(
-    tx: &Transaction<'_>,
+    tx: &mut Transaction<'_>,
     authority: &Authority,
     certificate: &CertificateDer<'static>,
     now: OffsetDateTime,
@@ -30,7 +29,8 @@ pub(super) fn attest(
         return Err(Refusal::Certificate("it belongs to another trust domain"));
     }
     let serial = hex(parsed.raw_serial());
-    let entry = by_serial(tx, &serial)?
+    let entry = tx
+        .by_serial(&serial)?
         .ok_or(Refusal::Certificate("the issuance log has no such serial, perhaps because it was restored"))?;
     if entry.certificate != certificate.as_ref() || entry.id.as_ref() != Some(&id) {
         return Err(Refusal::Certificate("it is not the one that the issuance log has under its serial"));

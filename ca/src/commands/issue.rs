@@ -38,9 +38,10 @@ pub(crate) fn issue(dir: &Path, wish: &Issue<'_>, output: Output) -> Outcome {
     }
     let key = SecretKey::generate(Algorithm::P256).map_err(AuthorityError::from)?;
     let public_key = RequestedKey::of(&key)?;
-    let mut database = Database::open(&authority.database_path())?;
+    let mut database = Database::of(&authority)?;
     let now = OffsetDateTime::now_utc();
-    let issued = issue::for_operator(&mut database, &authority, subject, &public_key, wish.ttl, now)?;
+    let issued =
+        database.transaction(|tx| issue::for_operator(tx, &authority, &subject, &public_key, wish.ttl, now))?;
     let certificate = issued.certificate;
     // The certificate last: whoever watches it finds its key and bundle in place.
     write_public(&bundle_path, authority.bundle_pem())?;

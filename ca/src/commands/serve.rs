@@ -30,7 +30,7 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     drop(wish.password);
     authority.add_server_names(wish.names);
     let authority = Arc::new(authority);
-    let database = Database::open(&authority.database_path())?;
+    let database = Database::of(&authority)?;
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

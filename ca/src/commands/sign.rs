@@ -32,9 +32,9 @@ pub(crate) fn sign(dir: &Path, wish: &Sign<'_>, output: Output) -> Outcome {
     }
     let authority = Authority::open(dir, wish.password)?;
     let subject = authority.subject(wish.id, wish.dns)?;
-    let mut database = Database::open(&authority.database_path())?;
+    let mut database = Database::of(&authority)?;
     let now = OffsetDateTime::now_utc();
-    let issued = issue::for_operator(&mut database, &authority, subject, &key, wish.ttl, now)?;
+    let issued = database.transaction(|tx| issue::for_operator(tx, &authority, &subject, &key, wish.ttl, now))?;
     let certificate = issued.certificate;
     let chain = format!("{}{}", certificate.pem, authority.intermediate_pem());
     let until = rfc3339(certificate.not_after);

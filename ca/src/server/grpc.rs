@@ -59,7 +59,7 @@ impl Enrolment {
         let authority = Arc::clone(&self.authority);
         let now = OffsetDateTime::now_utc();
         self.store
-            .run(move |database| issue::on_evidence(database, &authority, &evidence, &key, ttl, now))
+            .transaction(move |tx| issue::on_evidence(tx, &authority, &evidence, &key, ttl, now))
             .await
             .map_err(|e| Status::unavailable(e.to_string()))?
             .map_err(status_of)
