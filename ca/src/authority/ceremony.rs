@@ -88,9 +88,14 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
         names if names.is_empty() => default_names(),
         names => names.into_iter().map(String::from).collect(),
     };
-    let settings =
-        serde_json::to_string_pretty(&Settings { trust_domain: domain, names, intermediate: None, prepared: None })
-            .map_err(|e| files::damaged(&dir.join(super::SETTINGS), e.to_string()))?;
+    let settings = serde_json::to_string_pretty(&Settings {
+        trust_domain: domain,
+        names,
+        database: None,
+        intermediate: None,
+        prepared: None,
+    })
+    .map_err(|e| files::damaged(&dir.join(super::SETTINGS), e.to_string()))?;
 
     // SQLite gives its journal files the mode of the database, so this one call keeps all of them private.
     let database = dir.join(DATABASE);

@@ -58,6 +58,9 @@ pub(crate) struct Settings {
     pub(crate) trust_domain: TrustDomain,
     /// DNS names and IP addresses of the enrolment server.
     pub(crate) names: Vec<String>,
+    /// URL of a shared database, without a password; `None` is [`DATABASE`] in the folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) database: Option<String>,
     /// Name of the intermediate's two files without `.pem` and `-key.pem`; `None` is that of the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) intermediate: Option<String>,
@@ -162,7 +165,12 @@ impl Directory {
         &self.settings.names
     }
 
-    /// Where the issuance log is.
+    /// The shared database of the settings, if there is one.
+    pub fn database_url(&self) -> Option<&str> {
+        self.settings.database.as_deref()
+    }
+
+    /// Where the issuance log is, unless it is in a shared database.
     pub fn database_path(&self) -> PathBuf {
         self.dir.join(DATABASE)
     }

@@ -131,7 +131,15 @@ impl From<AuthorityError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let code = match &error {
-            StoreError::Sqlite(_) | StoreError::NoWal(_) => "database",
+            StoreError::Sqlite(_) | StoreError::NoWal(_) | StoreError::Postgres { .. } => "database",
+            StoreError::Unknown(_) => "database_unknown",
+            StoreError::Url(..) => return Self::of(Kind::Usage, "database_url", &error),
+            StoreError::Tls(_) => "database_tls",
+            StoreError::NoCa(_) => return Self::of(Kind::NotFound, "database_empty", &error),
+            StoreError::Taken { .. } => return Self::of(Kind::Refused, "database_taken", &error),
+            StoreError::OtherTrustDomain { .. } => {
+                return Self::of(Kind::Refused, "database_trust_domain", &error);
+            }
             StoreError::Newer { .. } => "database_newer",
             StoreError::Damaged(_) => "database_damaged",
         };

@@ -80,7 +80,10 @@ const PAGE: usize = 500;
 impl Transaction<'_> {
     /// Adds a record behind the newest. Durable when the transaction around it has been committed.
     pub fn append(&mut self, entry: &LogEntry) -> Result<(), StoreError> {
-        let (last, before) = self.head()?;
+        let (last, before) = match self.head {
+            Some(head) => head,
+            None => self.read_head()?,
+        };
         let seq = last + 1;
         let hash = before.of_next(seq, entry);
         self.execute(INSERT, &values(entry, &names_to_json(&entry.dns_names), seq, &hash))?;
@@ -88,6 +91,7 @@ impl Transaction<'_> {
             self.execute("UPDATE ca SET last_seq = ?1", &[seq.into()])?;
         }
         self.appended = Some((seq, hash));
+        self.head = self.appended;
         Ok(())
     }
 
