@@ -7,6 +7,8 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser as _;
 
+use outrigger_ca::authority::SharedRoot;
+
 use cli::{BundleCommand, Cli, Command, LogCommand, RotateCommand, TokenCommand};
 use commands::{Failure, Init, Issue, Kind, Outcome, Output, Prepare, Revoke, Serve, Sign, Verify};
 
@@ -57,6 +59,10 @@ fn run(command: Command, output: Output) -> Outcome {
             password,
             no_password,
             offline_root,
+            database,
+            replica: _,
+            root,
+            root_key,
         } => {
             let password = if no_password { None } else { password.read()? };
             let wish = Init {
@@ -69,6 +75,9 @@ fn run(command: Command, output: Output) -> Outcome {
                 password,
                 no_password,
                 offline_root,
+                database,
+                // The grammar asks for both with --replica, and for --replica with either.
+                shared_root: root.zip(root_key).map(|(certificate, key)| SharedRoot { certificate, key }),
             };
             commands::init(&dir, wish, output)
         }

@@ -8,8 +8,10 @@ use std::{
     time::Duration,
 };
 
-use rcgen::Issuer;
+use rcgen::{Issuer, PublicKeyData as _};
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{
     Algorithm, Authority, AuthorityError, DATABASE, INTERMEDIATE_CERT, INTERMEDIATE_KEY, Password, ROOT_CERT, ROOT_KEY,
@@ -41,6 +43,28 @@ pub struct InitOptions {
     pub password: Option<Password>,
     /// Where the root's key goes instead of the CA's folder; nothing may be there yet.
     pub offline_root: Option<PathBuf>,
+    /// The root of the CA that this one shall be a replica of. `None`: a new one is made.
+    pub shared_root: Option<SharedRoot>,
+    /// Where the log will be.
+    pub database: InitDatabase,
+}
+
+/// The root that several replicas share. Its key is read once, to sign the new replica's intermediate, and not kept.
+#[derive(Debug)]
+pub struct SharedRoot {
+    /// File of its certificate, PEM.
+    pub certificate: PathBuf,
+    /// File of its key, encrypted with the password of the new folder if at all.
+    pub key: PathBuf,
+}
+
+/// Where a new CA's log will be.
+#[derive(Debug)]
+pub enum InitDatabase {
+    /// In a file of the folder.
+    File,
+    /// In a database that replicas share. With a URL it goes into the settings; without, the environment names it.
+    Shared(Option<String>),
 }
 
 impl InitOptions {
@@ -56,6 +80,8 @@ impl InitOptions {
             intermediate_ttl: INTERMEDIATE_LIFETIME,
             password: None,
             offline_root: None,
+            shared_root: None,
+            database: InitDatabase::File,
         }
     }
 }
@@ -75,46 +101,54 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
     let replaced = make_room(dir, options.force, now)?;
 
     let (domain, password) = (options.trust_domain, options.password.as_ref());
-    let window = profile::Window::new(now, options.root_ttl)?;
-    let root_key = SecretKey::generate(options.algorithm)?;
-    let root_params = profile::root(&domain, &window)?;
-    let root = root_params.self_signed(&root_key)?;
+    let root = match &options.shared_root {
+        Some(shared) => Root::read(shared, &domain, password, now)?,
+        None => Root::make(&domain, options.algorithm, options.root_ttl, now)?,
+    };
     let window = profile::Window::new(now, options.intermediate_ttl)?;
+    let window = profile::Window { not_after: window.not_after.min(root.not_after), ..window };
     let key = SecretKey::generate(options.algorithm)?;
-    let intermediate =
-        profile::intermediate(&domain, &window)?.signed_by(&key, &Issuer::from_params(&root_params, &root_key))?;
+    let issuer = Issuer::from_ca_cert_der(&root.der, &root.key)?;
+    let intermediate = profile::intermediate(&domain, &window)?.signed_by(&key, &issuer)?;
 
     let names = match options.names {
         names if names.is_empty() => default_names(),
         names => names.into_iter().map(String::from).collect(),
     };
+    let database = match &options.database {
+        InitDatabase::File => None,
+        InitDatabase::Shared(url) => url.clone(),
+    };
     let settings = serde_json::to_string_pretty(&Settings {
         trust_domain: domain,
         names,
-        database: None,
+        database,
         intermediate: None,
         prepared: None,
     })
     .map_err(|e| files::damaged(&dir.join(super::SETTINGS), e.to_string()))?;
 
     // SQLite gives its journal files the mode of the database, so this one call keeps all of them private.
-    let database = dir.join(DATABASE);
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&database)
-        .map_err(|e| files::error("create", &database, e))?;
+    if matches!(options.database, InitDatabase::File) {
+        let database = dir.join(DATABASE);
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&database)
+            .map_err(|e| files::error("create", &database, e))?;
+    }
     let secret = |name: &str, text: &str| files::write_secret(&dir.join(name), text);
     let public = |name: &str, text: &str| files::write_public(&dir.join(name), text);
     // The settings come last: a directory without them is not a CA, so an interrupted init leaves none.
-    let root_key = sealed::seal(&root_key, password)?;
+    let root_key = sealed::seal(&root.key, password)?;
     let key = sealed::seal(&key, password)?;
-    match &options.offline_root {
-        Some(path) => files::write_new_secret(path, &root_key),
-        None => secret(ROOT_KEY, &root_key),
+    match (&options.offline_root, &options.shared_root) {
+        (_, Some(_)) => Ok(()),
+        (Some(path), None) => files::write_new_secret(path, &root_key),
+        (None, None) => secret(ROOT_KEY, &root_key),
     }
-    .and_then(|()| public(ROOT_CERT, &root.pem()))
+    .and_then(|()| public(ROOT_CERT, &root.pem))
     .and_then(|()| secret(INTERMEDIATE_KEY, &key))
     .and_then(|()| public(INTERMEDIATE_CERT, &intermediate.pem()))
     .and_then(|()| public(super::SETTINGS, &settings))
@@ -122,6 +156,54 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
     // Read back what was written: better a failure now than at the first enrolment.
     Authority::open(dir, password)?;
     Ok(replaced)
+}
+
+/// The root that signs the first intermediate of a folder.
+struct Root {
+    key: SecretKey,
+    der: CertificateDer<'static>,
+    pem: String,
+    not_after: OffsetDateTime,
+}
+
+impl Root {
+    fn make(
+        domain: &TrustDomain,
+        algorithm: Algorithm,
+        ttl: Duration,
+        now: OffsetDateTime,
+    ) -> Result<Self, AuthorityError> {
+        let window = profile::Window::new(now, ttl)?;
+        let key = SecretKey::generate(algorithm)?;
+        let certificate = profile::root(domain, &window)?.self_signed(&key)?;
+        Ok(Self { key, der: certificate.der().clone(), pem: certificate.pem(), not_after: window.not_after })
+    }
+
+    /// A root that another folder's `init` made: of this trust domain, in its time, with its key.
+    fn read(
+        shared: &SharedRoot,
+        domain: &TrustDomain,
+        password: Option<&Password>,
+        now: OffsetDateTime,
+    ) -> Result<Self, AuthorityError> {
+        let path = &shared.certificate;
+        let file = super::read_certificate(path)?;
+        let (_, parsed) = X509Certificate::from_der(&file.der).map_err(|e| files::damaged(path, e.to_string()))?;
+        let uri = format!("spiffe://{domain}");
+        let names = parsed.subject_alternative_name().map_err(|e| files::damaged(path, e.to_string()))?;
+        if !parsed.is_ca() || !names.is_some_and(|san| san.value.general_names.contains(&GeneralName::URI(&uri))) {
+            return Err(AuthorityError::NotTheRoot { path: path.display().to_string(), domain: domain.to_string() });
+        }
+        let not_after = parsed.validity().not_after.to_datetime();
+        if now >= not_after {
+            return Err(AuthorityError::RootExpired { at: super::rfc3339(not_after) });
+        }
+        let key = sealed::open(&shared.key, password)?;
+        if key.subject_public_key_info() != parsed.public_key().raw {
+            return Err(files::damaged(&shared.key, format!("it is not the key of {}", path.display())));
+        }
+        Ok(Self { key, pem: file.pem, not_after, der: file.der })
+    }
 }
 
 fn days(ttl: Duration) -> String {

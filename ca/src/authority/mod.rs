@@ -24,7 +24,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub use ceremony::{INTERMEDIATE_LIFETIME, InitOptions, ROOT_LIFETIME, init};
+pub use ceremony::{INTERMEDIATE_LIFETIME, InitDatabase, InitOptions, ROOT_LIFETIME, SharedRoot, init};
 pub use error::AuthorityError;
 pub use files::{OutputError, write_public, write_secret};
 pub use keys::{Algorithm, SecretKey};

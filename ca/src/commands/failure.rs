@@ -118,6 +118,7 @@ impl From<AuthorityError> for Failure {
             AuthorityError::OfflineRootInside { .. } => (Kind::Refused, "offline_root_inside"),
             AuthorityError::IntermediateOutlivesRoot { .. } => (Kind::Refused, "lifetime"),
             AuthorityError::NoMemory(_) => (Kind::Failed, "memory"),
+            AuthorityError::NotTheRoot { .. } => (Kind::Refused, "root_trust_domain"),
             AuthorityError::RootExpired { .. } => (Kind::Refused, "root_expired"),
             AuthorityError::AlreadyPrepared { .. } => (Kind::Refused, "already_prepared"),
             AuthorityError::NothingPrepared => (Kind::NotFound, "nothing_prepared"),

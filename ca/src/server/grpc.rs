@@ -131,6 +131,7 @@ fn status_of(error: IssueError) -> Status {
             | AuthorityError::OfflineRootInside { .. }
             | AuthorityError::IntermediateOutlivesRoot { .. }
             | AuthorityError::RootExpired { .. }
+            | AuthorityError::NotTheRoot { .. }
             | AuthorityError::AlreadyPrepared { .. }
             | AuthorityError::NothingPrepared
             | AuthorityError::NoMemory(_)

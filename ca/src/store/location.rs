@@ -49,10 +49,11 @@ pub(super) struct TlsFiles {
 /// `verify-ca` and `disable`), `sslrootcert`, `sslcert`, `sslkey`. Its text forms never hold the password.
 #[derive(Clone)]
 pub struct PostgresUrl {
-    pub(super) config: postgres::Config,
+    pub(super) config: Box<postgres::Config>,
     pub(super) proof: ServerProof,
     pub(super) files: TlsFiles,
     text: String,
+    has_password: bool,
 }
 
 /// A database's URL that cannot be used. The URL itself is not repeated: it may hold a password.
@@ -63,7 +64,7 @@ pub struct UrlError(String);
 impl PostgresUrl {
     /// Whether a password stands in it.
     pub fn has_password(&self) -> bool {
-        self.config.get_password().is_some()
+        self.has_password
     }
 
     /// The URL as it was given.
@@ -155,13 +156,11 @@ impl FromStr for PostgresUrl {
             config.application_name("outrigger-ca");
         }
         config.keepalives_idle(SILENCE).keepalives_interval(SILENCE / 5).keepalives_retries(3);
-        if config.get_password().is_none()
-            && let Some(password) = std::env::var_os(PASSWORD_ENV)
-        {
+        let has_password = config.get_password().is_some();
+        if !has_password && let Some(password) = std::env::var_os(PASSWORD_ENV) {
             config.password(password.into_encoded_bytes());
-            return Ok(Self { config, proof, files, text: text.to_owned() });
         }
-        Ok(Self { config, proof, files, text: text.to_owned() })
+        Ok(Self { config: Box::new(config), proof, files, text: text.to_owned(), has_password })
     }
 }
 
@@ -191,7 +190,7 @@ pub enum Location {
     /// An SQLite file.
     File(PathBuf),
     /// A PostgreSQL database.
-    Postgres(Box<PostgresUrl>),
+    Postgres(PostgresUrl),
 }
 
 impl Location {
@@ -209,7 +208,7 @@ impl Location {
             (None, Some(url)) => ("\"database\" in ca.json", url),
             (None, None) => return Ok(Self::File(file.to_owned())),
         };
-        url.parse().map(|url| Self::Postgres(Box::new(url))).map_err(|e| StoreError::Url(place, e))
+        url.parse().map(Self::Postgres).map_err(|e| StoreError::Url(place, e))
     }
 }
 

@@ -29,7 +29,7 @@ pub use error::StoreError;
 pub use location::{DATABASE_ENV, Location, PostgresUrl, UrlError};
 pub use log::{CredentialKind, LogEntry, LogRecord};
 pub use prune::Pruned;
-use sql::{CommitError, Mode, Sql};
+use sql::{CommitError, Dialect, Mode, Sql};
 pub use thread::{Store, StoreGone};
 pub use tokens::{MIN_REF_LEN, TokenRow, TokenState};
 pub use transaction::Transaction;
@@ -48,7 +48,7 @@ pub struct Database {
 /// Whose a shared database must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// Nobody's: a new CA takes it.
+    /// Nobody's: a new CA will [take](Database::take) it.
     New,
     /// That of a CA of this trust domain.
     Existing,
@@ -67,38 +67,34 @@ impl Database {
             Location::File(path) => return Self::open(path),
             Location::Postgres(url) => url,
         };
-        let mut postgres = postgres::Postgres::open((**url).clone())?;
+        let mut postgres = postgres::Postgres::open(url.clone())?;
         migrations::run(&mut postgres)?;
-        let mut database = Self { sql: Box::new(postgres) };
-        database.claim(&url.to_string(), trust_domain.as_str(), claim)?;
-        Ok(database)
+        let mut this = Self { sql: Box::new(postgres) };
+        let (database, own) = (url.to_string(), trust_domain.to_string());
+        let found = this.snapshot(|tx| tx.query_first("SELECT trust_domain FROM ca", &[]))?;
+        let found = found.map(|row| row.text(0).map(str::to_owned)).transpose()?;
+        match (claim, found) {
+            (Claim::New, None) => Ok(this),
+            (Claim::New, Some(trust_domain)) => Err(StoreError::Taken { database, trust_domain }),
+            (Claim::Existing, None) => Err(StoreError::NoCa(database)),
+            (Claim::Existing, Some(found)) if found != own => {
+                Err(StoreError::OtherTrustDomain { database, found, own })
+            }
+            (Claim::Existing, Some(_)) => Ok(this),
+        }
     }
 
-    fn claim(&mut self, database: &str, own: &str, claim: Claim) -> Result<(), StoreError> {
-        const FIND: &str = "SELECT trust_domain FROM ca";
+    /// Makes a database that was opened with [`Claim::New`] that of a trust domain. Of two that do so at a time, one does.
+    pub fn take(&mut self, trust_domain: &TrustDomain) -> Result<(), StoreError> {
         const TAKE: &str = "INSERT INTO ca (trust_domain, last_seq) VALUES (?1, 0) ON CONFLICT (one) DO NOTHING";
-        let database = database.to_owned();
-        let found = match claim {
-            Claim::Existing => self.snapshot(|tx| tx.query_first(FIND, &[]))?,
-            Claim::New => {
-                let (made, found) = self.transaction(|tx| {
-                    Ok::<_, StoreError>((tx.execute(TAKE, &[own.into()])?, tx.query_first(FIND, &[])?))
-                })?;
-                if made == 1 {
-                    return Ok(());
-                }
-                found
-            }
-        };
-        let Some(found) = found else { return Err(StoreError::NoCa(database)) };
-        let trust_domain = found.text(0)?.to_owned();
-        match claim {
-            Claim::New => Err(StoreError::Taken { database, trust_domain }),
-            Claim::Existing if trust_domain != own => {
-                Err(StoreError::OtherTrustDomain { database, found: trust_domain, own: own.to_owned() })
-            }
-            Claim::Existing => Ok(()),
+        if self.sql.dialect() == Dialect::Sqlite {
+            return Ok(());
         }
+        let own = trust_domain.as_str();
+        if self.transaction(|tx| tx.execute(TAKE, &[own.into()]))? == 0 {
+            return Err(StoreError::Taken { database: "taken just now".into(), trust_domain: own.to_owned() });
+        }
+        Ok(())
     }
 
     /// Opens an SQLite file, which must exist (empty is enough), brings its schema up to date, and makes it durable.

@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use super::{sql::Dialect, *};
+use super::*;
 use outrigger_identity::SpiffeId;
 
 pub(super) fn at(seconds: i64) -> OffsetDateTime {
@@ -49,8 +49,8 @@ pub(super) fn place(dialect: Dialect) -> Place {
         Dialect::Postgres => {
             let make = || {
                 let url = server::Postgres::shared().database().parse().unwrap();
-                let location = Location::Postgres(Box::new(url));
-                drop(Database::at(&location, &domain(), Claim::New).unwrap());
+                let location = Location::Postgres(url);
+                Database::at(&location, &domain(), Claim::New).unwrap().take(&domain()).unwrap();
                 location
             };
             Place { location: std::thread::spawn(make).join().unwrap(), _file: None }

@@ -3,7 +3,6 @@
 use rusqlite::Connection;
 
 use super::{
-    sql::Dialect,
     tests::{BOTH, Place, at, entry, file, place, places},
     *,
 };
