@@ -1,6 +1,8 @@
 //! The command line's grammar; its doc comments are the help.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod serve;
+
+use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use outrigger_ca::{
@@ -8,6 +10,8 @@ use outrigger_ca::{
     store::ChainHash,
 };
 use outrigger_identity::{SpiffeId, TrustDomain};
+
+pub(crate) use serve::ServeArgs;
 
 use crate::commands::{self, EXIT_STATUSES, Failure};
 
@@ -158,19 +162,7 @@ pub(crate) enum Command {
         command: TokenCommand,
     },
     /// Serve enrolment and renewal (Istio's CreateCertificate over TLS)
-    Serve {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        /// Address and port; [::] takes IPv4 too
-        #[arg(long, default_value = "[::]:15012", value_name = "ADDRESS")]
-        listen: SocketAddr,
-        /// A further DNS name or IP address for the server's certificate; repeatable
-        #[arg(long = "name", value_name = "HOST")]
-        names: Vec<ServerNameText>,
-        #[command(flatten)]
-        password: PasswordArgs,
-    },
+    Serve(ServeArgs),
     /// The trust bundle
     Bundle {
         #[command(subcommand)]

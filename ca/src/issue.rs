@@ -47,7 +47,8 @@ impl From<Refusal> for IssueError {
     }
 }
 
-/// For a caller over the network: evidence first.
+/// For a caller over the network: evidence first, then whether whoever it proves may have one more (`admit`). A token
+/// of a caller who is told to come back is not spent.
 pub fn on_evidence(
     database: &mut Database,
     authority: &Authority,
@@ -55,9 +56,11 @@ pub fn on_evidence(
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
+    admit: impl FnOnce(&SpiffeId) -> Result<(), Refusal>,
 ) -> Result<Issued, IssueError> {
     database.transaction(|tx| {
         let attested = attest(tx, authority, evidence, now)?;
+        admit(&attested.subject.id)?;
         let certificate = authority.sign_workload(&attested.subject, key, ttl, now)?;
         let owner = Owner::from(attested.subject);
         record(tx, certificate, owner, attested.kind, Some(attested.reference), now)

@@ -9,5 +9,6 @@ pub mod authority;
 pub mod health;
 pub mod inspect;
 pub mod issue;
+pub mod limits;
 pub mod server;
 pub mod store;

@@ -97,8 +97,15 @@ fn run(command: Command, output: Output) -> Outcome {
                 (None, None) => Err(Failure::new(Kind::Usage, "usage", "say which token: its REF, or --id")),
             },
         },
-        Command::Serve { dir, listen, names, password } => {
-            commands::serve(&dir, Serve { listen, names, password: password.read()? }, output)
+        Command::Serve(args) => {
+            let wish = Serve {
+                listen: args.listen,
+                names: args.names,
+                metrics_listen: args.metrics_listen.0,
+                limits: args.limits.into(),
+                password: args.password.read()?,
+            };
+            commands::serve(&args.dir, wish, output)
         }
         Command::Bundle { command: BundleCommand::Show { dir } } => commands::bundle_show(&dir, output),
         Command::Rotate { command } => match command {

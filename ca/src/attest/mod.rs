@@ -4,6 +4,8 @@
 mod join_token;
 mod renewal;
 
+use std::time::Duration;
+
 use rusqlite::Transaction;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -12,6 +14,7 @@ pub use join_token::{CreateError, JoinToken, TokenHash, create as create_token};
 
 use crate::{
     authority::{Authority, Subject, SubjectError},
+    limits::Exceeded,
     store::{CredentialKind, StoreError},
 };
 
@@ -35,6 +38,14 @@ impl Evidence {
             }
             (None, Some(certificate)) => Ok(Self::Certificate(certificate)),
             (None, None) => Err(Refusal::Nothing),
+        }
+    }
+
+    /// By what right a certificate would be issued on it.
+    pub fn kind(&self) -> CredentialKind {
+        match self {
+            Self::Token(_) => CredentialKind::Token,
+            Self::Certificate(_) => CredentialKind::Certificate,
         }
     }
 }
@@ -82,9 +93,36 @@ pub enum Refusal {
     /// The records hold an identity that this CA may not sign for.
     #[error(transparent)]
     Subject(#[from] SubjectError),
+    /// It proved who it is, and a limit on certificates is met.
+    #[error("{limit}; try again in {wait:?}")]
+    TooMany {
+        /// Which limit.
+        limit: Exceeded,
+        /// When there is room again.
+        wait: Duration,
+    },
     /// The records could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl Refusal {
+    /// One word for the metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Nothing => "no_credential",
+            Self::NotBearer => "not_bearer",
+            Self::UnknownToken => "token_unknown",
+            Self::TokenUsed(_) => "token_used",
+            Self::TokenRevoked(_) => "token_revoked",
+            Self::TokenExpired(_) => "token_expired",
+            Self::Certificate(_) => "certificate",
+            Self::CertificateExpired(_) => "certificate_expired",
+            Self::Subject(_) => "subject",
+            Self::TooMany { .. } => "rate_limited",
+            Self::Store(_) => "broken",
+        }
+    }
 }
 
 /// Judges evidence inside the transaction that will record the issuance, and consumes it there if it is of the kind

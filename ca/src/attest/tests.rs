@@ -40,7 +40,7 @@ impl World {
 
     fn enrol(&mut self, evidence: &Evidence, now: OffsetDateTime) -> Result<issue::Issued, IssueError> {
         let key = RequestedKey::of(&KeyPair::generate().unwrap()).unwrap();
-        issue::on_evidence(&mut self.database, &self.authority, evidence, &key, DEFAULT_TTL, now)
+        issue::on_evidence(&mut self.database, &self.authority, evidence, &key, DEFAULT_TTL, now, |_| Ok(()))
     }
 
     /// A certificate that our own intermediate has signed, with names of the test's choice.

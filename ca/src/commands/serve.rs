@@ -5,13 +5,16 @@ use std::{
     sync::Arc,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outrigger_ca::{
     authority::{Authority, Password, ServerNameText},
-    server::{self, ServeError, ServerCertificate},
+    limits::Limits,
+    server::{self, Listeners, ServeError, ServerCertificate},
     store::{Database, Store},
 };
 use serde_json::json;
 use tokio::{
+    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
@@ -21,14 +24,20 @@ use super::{Outcome, Output};
 pub(crate) struct Serve {
     pub(crate) listen: SocketAddr,
     pub(crate) names: Vec<ServerNameText>,
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) limits: Limits,
     pub(crate) password: Option<Password>,
 }
 
-pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
+/// File descriptors that are not callers' connections: database, log, sockets, those of the metrics port.
+const OTHER_FILES: u64 = 128;
+
+pub(crate) fn serve(dir: &Path, mut wish: Serve, output: Output) -> Outcome {
     let mut authority = Authority::open(dir, wish.password.as_ref())?;
     // It has done its work; a server runs for long.
-    drop(wish.password);
-    authority.add_server_names(wish.names);
+    drop(wish.password.take());
+    authority.add_server_names(std::mem::take(&mut wish.names));
+    wish.limits.connections = within_file_limit(wish.limits.connections);
     let authority = Arc::new(authority);
     let database = Database::open(&authority.database_path())?;
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
@@ -36,7 +45,7 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
         .enable_all()
         .build()
         .map_err(|e| ServeError::System("start the runtime", e))?;
-    let result = runtime.block_on(run(wish.listen, authority, store, output));
+    let result = runtime.block_on(run(wish, authority, store, output));
     // Ends every task, and with the last handle the database's thread, which first finishes what it was given.
     drop(runtime);
     if thread.join().is_err() {
@@ -45,20 +54,52 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     Ok(result?)
 }
 
-async fn run(listen: SocketAddr, authority: Arc<Authority>, store: Store, output: Output) -> Result<(), ServeError> {
+/// As many connections as this process may have files; the soft limit is raised first.
+fn within_file_limit(connections: u32) -> u32 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return connections };
+    let wished = u64::from(connections) + OTHER_FILES;
+    let limit = if soft < wished && setrlimit(Resource::RLIMIT_NOFILE, wished.min(hard), hard).is_ok() {
+        wished.min(hard)
+    } else {
+        soft
+    };
+    let most = u32::try_from(limit.saturating_sub(OTHER_FILES)).unwrap_or(u32::MAX).max(1);
+    if most < connections {
+        tracing::warn!(
+            "this process may open {limit} files, so it takes {most} connections and not {connections}; raise the limit (ulimit -n, LimitNOFILE)"
+        );
+    }
+    connections.min(most)
+}
+
+async fn run(wish: Serve, authority: Arc<Authority>, store: Store, output: Output) -> Result<(), ServeError> {
     // Before anything is promised, so that no signal is missed.
     let stop = |kind| signal(kind).map_err(|e| ServeError::System("handle signals", e));
     let (mut terminate, mut interrupt) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let (stopping, shutdown) = watch::channel(false);
-    let listener = server::listen(listen).await?;
-    let address = listener.local_addr().map_err(|source| ServeError::Listen { address: listen, source })?;
+    let enrolment = server::listen(wish.listen, "--listen").await?;
+    let metrics = match wish.metrics_listen {
+        Some(address) => Some(server::listen(address, "--metrics-listen").await?),
+        None => None,
+    };
+    let bound =
+        |listener: &TcpListener| listener.local_addr().map_err(|e| ServeError::System("read an own address", e));
+    let address = bound(&enrolment)?;
+    let metrics_address = metrics.as_ref().map(bound).transpose()?;
     let own = ServerCertificate::issue(&authority, &store).await?;
     let line = if output.json {
         let names = authority.server_names();
-        json!({ "listening": address, "server_names": names, "trust_domain": authority.trust_domain() }).to_string()
+        json!({
+            "listening": address,
+            "metrics": metrics_address,
+            "server_names": names,
+            "trust_domain": authority.trust_domain(),
+        })
+        .to_string()
     } else {
+        let metrics = metrics_address.map_or("off".to_owned(), |address| format!("on {address}"));
         format!(
-            "outrigger-ca listens on {address} as {} for trust domain {}",
+            "outrigger-ca listens on {address} as {} for trust domain {}; metrics are {metrics}",
             authority.server_names().join(", "),
             authority.trust_domain()
         )
@@ -81,5 +122,6 @@ async fn run(listen: SocketAddr, authority: Arc<Authority>, store: Store, output
         }
         std::process::exit(130);
     });
-    server::serve(listener, authority, store, own, shutdown).await
+    let listeners = Listeners { enrolment, metrics };
+    server::serve(listeners, authority, store, own, wish.limits, shutdown).await
 }

@@ -8,7 +8,7 @@ use std::{
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
@@ -43,6 +43,12 @@ impl ServerCertificate {
     /// Issues the first one.
     pub async fn issue(authority: &Arc<Authority>, store: &Store) -> Result<Arc<Self>, ServeError> {
         Ok(Arc::new(Self(RwLock::new(make(authority, store).await?))))
+    }
+
+    /// The certificate alone.
+    pub(super) fn der(&self) -> CertificateDer<'static> {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        current.key.cert.first().cloned().unwrap_or_else(|| Vec::new().into())
     }
 
     fn renew_at(&self) -> OffsetDateTime {
@@ -108,7 +114,7 @@ pub(super) fn tls_config(authority: &Authority, own: Arc<ServerCertificate>) -> 
         .map_err(|e| broken(&e))?
         .with_client_cert_verifier(clients)
         .with_cert_resolver(own);
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

@@ -20,7 +20,7 @@ pub use prune::{Pruned, prune};
 pub use thread::{Store, StoreGone};
 pub use tokens::{
     MIN_REF_LEN, TokenRow, TokenState, insert_token, list_tokens, revoke_token, revoke_tokens_of, spend_token,
-    token_by_hash, tokens_by_ref,
+    token_by_hash, tokens_by_ref, tokens_waiting,
 };
 
 /// How long one process waits for another's transaction.

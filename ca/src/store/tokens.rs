@@ -86,6 +86,13 @@ pub fn token_by_hash(connection: &Connection, hash: &[u8; 32]) -> Result<Option<
     Ok(found.map(|(_, token)| token))
 }
 
+/// How many tokens could still be used at `now`.
+pub fn tokens_waiting(connection: &Connection, now: OffsetDateTime) -> Result<u64, StoreError> {
+    let sql = "SELECT count(*) FROM token WHERE used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1";
+    let count: i64 = connection.prepare_cached(sql)?.query_row([now.unix_timestamp()], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
 /// Every token with its hash, oldest first.
 pub fn list_tokens(connection: &Connection) -> Result<Vec<([u8; 32], TokenRow)>, StoreError> {
     let mut statement = connection.prepare(&format!("SELECT {COLUMNS} FROM token ORDER BY created_at, rowid"))?;

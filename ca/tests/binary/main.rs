@@ -7,6 +7,7 @@ mod keys;
 mod kills;
 mod operator;
 mod rotate;
+mod serving;
 
 use std::{
     io::{BufRead, BufReader},
@@ -49,6 +50,8 @@ struct Ca {
 struct Server {
     child: Child,
     address: String,
+    /// Of the metrics, if they are on.
+    metrics: Option<String>,
 }
 
 impl Drop for Server {
@@ -114,6 +117,7 @@ impl Ca {
         let started = Instant::now();
         let mut child = Command::new(BINARY)
             .args(["serve", "--dir", &self.path("ca"), "--listen", "127.0.0.1:0"])
+            .args(if options.contains(&"--metrics-listen") { &[][..] } else { &["--metrics-listen", "off"] })
             .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -123,7 +127,8 @@ impl Ca {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(started.elapsed() < Duration::from_secs(5), "started after {:?}", started.elapsed());
         let address = line.split_whitespace().nth(3).unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Server { child, address }
+        let metrics = line.trim_end().split_once("metrics are on ").map(|(_, address)| address.to_owned());
+        Server { child, address, metrics }
     }
 }
 
