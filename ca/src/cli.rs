@@ -1,5 +1,6 @@
 //! The command line's grammar; its doc comments are the help.
 
+mod attestation;
 mod serve;
 
 use std::{path::PathBuf, time::Duration};
@@ -11,6 +12,7 @@ use outrigger_ca::{
 };
 use outrigger_identity::{SpiffeId, TrustDomain};
 
+pub(crate) use attestation::AttestationArgs;
 pub(crate) use serve::ServeArgs;
 
 use crate::commands::{self, EXIT_STATUSES, Failure};
@@ -162,7 +164,7 @@ pub(crate) enum Command {
         command: TokenCommand,
     },
     /// Serve enrolment and renewal (Istio's CreateCertificate over TLS)
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// The trust bundle
     Bundle {
         #[command(subcommand)]

@@ -102,6 +102,7 @@ fn run(command: Command, output: Output) -> Outcome {
                 listen: args.listen,
                 names: args.names,
                 metrics_listen: args.metrics_listen.0,
+                attestation: args.attestation,
                 limits: args.limits.into(),
                 password: args.password.read()?,
             };

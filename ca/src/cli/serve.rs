@@ -8,7 +8,7 @@ use outrigger_ca::{
     limits::{Limits, Rate},
 };
 
-use super::PasswordArgs;
+use super::{AttestationArgs, PasswordArgs};
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
@@ -24,6 +24,8 @@ pub(crate) struct ServeArgs {
     /// Address and port of /livez, /readyz and /metrics over plain HTTP, or "off"
     #[arg(long, default_value = "[::]:15014", value_name = "ADDRESS", value_parser = address_or_off)]
     pub(crate) metrics_listen: AddressOrOff,
+    #[command(flatten)]
+    pub(crate) attestation: AttestationArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
     #[command(flatten)]

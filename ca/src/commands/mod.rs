@@ -1,5 +1,6 @@
 //! What each command does. Reading and writing for people and programs; the work is in the library.
 
+mod attestation;
 mod bundle;
 mod check;
 mod failure;

@@ -7,6 +7,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outrigger_ca::{
+    attest::Attestation,
     authority::{Authority, Password, ServerNameText},
     limits::Limits,
     server::{self, Listeners, ServeError, ServerCertificate},
@@ -20,24 +21,40 @@ use tokio::{
 };
 
 use super::{Outcome, Output};
+use crate::cli::AttestationArgs;
 
 pub(crate) struct Serve {
     pub(crate) listen: SocketAddr,
     pub(crate) names: Vec<ServerNameText>,
     pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) attestation: AttestationArgs,
     pub(crate) limits: Limits,
     pub(crate) password: Option<Password>,
+}
+
+/// What is left of the wish once its secrets have done their work.
+struct Plan {
+    listen: SocketAddr,
+    metrics_listen: Option<SocketAddr>,
+    attestation: Attestation,
+    limits: Limits,
 }
 
 /// File descriptors that are not callers' connections: database, log, sockets, those of the metrics port.
 const OTHER_FILES: u64 = 128;
 
-pub(crate) fn serve(dir: &Path, mut wish: Serve, output: Output) -> Outcome {
-    let mut authority = Authority::open(dir, wish.password.as_ref())?;
+pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
+    let Serve { listen, names, metrics_listen, attestation, mut limits, password } = wish;
+    let mut authority = Authority::open(dir, password.as_ref())?;
     // It has done its work; a server runs for long.
-    drop(wish.password.take());
-    authority.add_server_names(std::mem::take(&mut wish.names));
-    wish.limits.connections = within_file_limit(wish.limits.connections);
+    drop(password);
+    authority.add_server_names(names);
+    let (attestation, told) = super::attestation::attestation(attestation)?;
+    if let Some(told) = told {
+        tracing::info!("{told}");
+    }
+    limits.connections = within_file_limit(limits.connections);
+    let plan = Plan { listen, metrics_listen, attestation, limits };
     let authority = Arc::new(authority);
     let database = Database::open(&authority.database_path())?;
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
@@ -45,7 +62,7 @@ pub(crate) fn serve(dir: &Path, mut wish: Serve, output: Output) -> Outcome {
         .enable_all()
         .build()
         .map_err(|e| ServeError::System("start the runtime", e))?;
-    let result = runtime.block_on(run(wish, authority, store, output));
+    let result = runtime.block_on(run(plan, authority, store, output));
     // Ends every task, and with the last handle the database's thread, which first finishes what it was given.
     drop(runtime);
     if thread.join().is_err() {
@@ -72,13 +89,16 @@ fn within_file_limit(connections: u32) -> u32 {
     connections.min(most)
 }
 
-async fn run(wish: Serve, authority: Arc<Authority>, store: Store, output: Output) -> Result<(), ServeError> {
+async fn run(plan: Plan, authority: Arc<Authority>, store: Store, output: Output) -> Result<(), ServeError> {
     // Before anything is promised, so that no signal is missed.
     let stop = |kind| signal(kind).map_err(|e| ServeError::System("handle signals", e));
     let (mut terminate, mut interrupt) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let (stopping, shutdown) = watch::channel(false);
-    let enrolment = server::listen(wish.listen, "--listen").await?;
-    let metrics = match wish.metrics_listen {
+    if let Err(why) = plan.attestation.warm_up().await {
+        tracing::warn!(%why, "tokens of Kubernetes cannot be examined yet");
+    }
+    let enrolment = server::listen(plan.listen, "--listen").await?;
+    let metrics = match plan.metrics_listen {
         Some(address) => Some(server::listen(address, "--metrics-listen").await?),
         None => None,
     };
@@ -123,5 +143,5 @@ async fn run(wish: Serve, authority: Arc<Authority>, store: Store, output: Outpu
         std::process::exit(130);
     });
     let listeners = Listeners { enrolment, metrics };
-    server::serve(listeners, authority, store, own, wish.limits, shutdown).await
+    server::serve(listeners, authority, store, own, plan.attestation, plan.limits, shutdown).await
 }

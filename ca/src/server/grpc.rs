@@ -18,7 +18,7 @@ use super::{
     refusal::Refused,
 };
 use crate::{
-    attest::{Evidence, Refusal},
+    attest::{Attestation, Credential, Refusal},
     authority::{Authority, DEFAULT_TTL, RequestedKey, rfc3339},
     issue::{self, Issued},
     limits::{Exceeded, Rates, Source},
@@ -40,13 +40,20 @@ pub(super) struct Enrolment(Arc<Inner>);
 struct Inner {
     authority: Arc<Authority>,
     store: Store,
+    attestation: Attestation,
     rates: Arc<Rates>,
     metrics: Arc<Metrics>,
 }
 
 impl Enrolment {
-    pub(super) fn new(authority: Arc<Authority>, store: Store, rates: Rates, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner { authority, store, rates: Arc::new(rates), metrics }))
+    pub(super) fn new(
+        authority: Arc<Authority>,
+        store: Store,
+        attestation: Attestation,
+        rates: Rates,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self(Arc::new(Inner { authority, store, attestation, rates: Arc::new(rates), metrics }))
     }
 }
 
@@ -104,8 +111,8 @@ impl Inner {
             Some(Err(_)) => return Err(Refusal::NotBearer.into()),
             None => None,
         };
-        let evidence = Evidence::of(authorization, peer.certificate)?;
-        *credential = evidence.kind().as_str();
+        let shown = Credential::of(authorization, peer.certificate)?;
+        *credential = shown.as_str();
         let request = request.into_inner();
         let key = RequestedKey::from_csr_pem(&request.csr)?;
         let ttl = match u64::try_from(request.validity_duration) {
@@ -113,6 +120,7 @@ impl Inner {
             Ok(seconds) => Duration::from_secs(seconds),
             Err(_) => return Err(Refused::negative_validity()),
         };
+        let evidence = self.attestation.examine(shown, self.authority.trust_domain()).await?;
         let (authority, rates) = (Arc::clone(&self.authority), Arc::clone(&self.rates));
         let now = OffsetDateTime::now_utc();
         let issue = move |database: &mut Database| {

@@ -35,6 +35,7 @@ pub use certificate::ServerCertificate;
 pub use grpc::PeerCertificate;
 
 use crate::{
+    attest::Attestation,
     authority::{Authority, AuthorityError},
     issue::IssueError,
     limits::{Limits, Rates},
@@ -111,6 +112,7 @@ pub async fn serve(
     authority: Arc<Authority>,
     store: Store,
     own: Arc<ServerCertificate>,
+    attestation: Attestation,
     limits: Limits,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
@@ -131,7 +133,7 @@ pub async fn serve(
         beside.spawn(observe::serve(listener, observer));
     }
     beside.spawn(certificate::keep_fresh(own, Arc::clone(&authority), store.clone()));
-    let enrolment = grpc::Enrolment::new(authority, store, Rates::new(&limits), Arc::clone(&metrics));
+    let enrolment = grpc::Enrolment::new(authority, store, attestation, Rates::new(&limits), Arc::clone(&metrics));
     let grpc = IstioCertificateServiceServer::new(enrolment).max_decoding_message_size(connection::MAX_MESSAGE);
     let face = connection::Face { tls, grpc, published, metrics, shutdown: shutdown.clone() };
 

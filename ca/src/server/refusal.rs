@@ -82,6 +82,9 @@ impl From<Refusal> for Refused {
         match refusal {
             Refusal::Nothing
             | Refusal::NotBearer
+            | Refusal::TokenTooLong(_)
+            | Refusal::NoServiceAccounts
+            | Refusal::ServiceAccountToken { .. }
             | Refusal::UnknownToken
             | Refusal::TokenUsed(_)
             | Refusal::TokenRevoked(_)
@@ -89,6 +92,11 @@ impl From<Refusal> for Refused {
             | Refusal::CertificateExpired(_) => Self::caller(Code::Unauthenticated, refusal.reason(), words),
             Refusal::Certificate(_) | Refusal::Subject(_) => {
                 Self::caller(Code::PermissionDenied, refusal.reason(), words)
+            }
+            Refusal::Unreachable(why) => {
+                tracing::error!(%why, "cannot examine a service-account token");
+                let words = "the cluster cannot be asked about this token at the moment; the CA's log says why";
+                Self::own(Code::Unavailable, "unreachable", words)
             }
             Refusal::TooMany { limit, wait } => Self::too_many(limit, wait),
             Refusal::Store(error) => broken(&error),

@@ -5,9 +5,12 @@ mod examine;
 mod hostile;
 mod keys;
 mod kills;
+mod kubernetes;
+mod oidc;
 mod operator;
 mod rotate;
 mod serving;
+mod stand_in;
 
 use std::{
     io::{BufRead, BufReader},

@@ -185,13 +185,18 @@ async fn one_identity_is_limited_and_its_token_survives_the_refusal() {
 }
 
 async fn tls(ca: &Ca, server: &Server, alpn: &[u8]) -> TlsStream<TcpStream> {
+    tls_to(&ca.bundle(), &server.address, alpn).await
+}
+
+/// A TLS connection without a certificate.
+pub(crate) async fn tls_to(bundle: &str, address: &str, alpn: &[u8]) -> TlsStream<TcpStream> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca.bundle().as_bytes()).unwrap()).unwrap();
+    roots.add(CertificateDer::from_pem_slice(bundle.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![alpn.to_vec()];
-    let tcp = TcpStream::connect(&server.address).await.unwrap();
+    let tcp = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
 }
