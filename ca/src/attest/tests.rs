@@ -82,11 +82,17 @@ fn uri(text: &str) -> SanType {
 fn nothing_and_unknown_schemes_prove_nothing() {
     assert!(matches!(Credential::of(None, None), Err(Refusal::Nothing)));
     let certificate = CertificateDer::from(vec![1]);
-    for bad in ["", "Bearer", "Basic abc", "bearer abc"] {
+    for bad in ["", "Bearer", "Basic abc"] {
         assert!(matches!(Credential::of(Some(bad), Some(certificate.clone())), Err(Refusal::NotBearer)), "{bad:?}");
     }
     // A bad token is not rescued by a certificate beside it.
-    assert!(matches!(Credential::of(Some("Bearer x"), Some(certificate)), Ok(Credential::JoinToken(_))));
+    for good in ["Bearer x", "bearer x", "BEARER x"] {
+        let shown = Credential::of(Some(good), Some(certificate.clone()));
+        assert!(matches!(shown, Ok(Credential::JoinToken(_))), "{good:?}");
+    }
+    assert!(matches!(Credential::of(Some("Bearer a.b.c"), None), Ok(Credential::ServiceAccountToken(_))));
+    let long = format!("Bearer {}", "x".repeat(MAX_TOKEN_LEN + 1));
+    assert!(matches!(Credential::of(Some(&long), Some(certificate)), Err(Refusal::TokenTooLong(_))));
 }
 
 #[test]
