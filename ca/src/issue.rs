@@ -67,7 +67,7 @@ pub fn on_evidence(
     })
 }
 
-/// For an operator, who can read the CA's key and therefore needs no other proof.
+/// For an operator, who can read the CA's key and therefore needs no other proof, or whom the kernel vouches for (`by`).
 pub fn for_operator(
     database: &mut Database,
     authority: &Authority,
@@ -75,10 +75,11 @@ pub fn for_operator(
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
+    by: Option<String>,
 ) -> Result<Issued, IssueError> {
     database.transaction(|tx| {
         let certificate = authority.sign_workload(&subject, key, ttl, now)?;
-        record(tx, certificate, Owner::from(subject), CredentialKind::Operator, None, now)
+        record(tx, certificate, Owner::from(subject), CredentialKind::Operator, by, now)
     })
 }
 

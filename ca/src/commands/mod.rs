@@ -11,11 +11,12 @@ mod log;
 mod rotate;
 mod serve;
 mod sign;
+mod status;
 mod token;
 
 use std::{
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -26,14 +27,26 @@ pub(crate) use init::{Init, init};
 pub(crate) use inspect::{Verify, inspect, verify};
 pub(crate) use issue::{Issue, issue};
 pub(crate) use log::{list as log_list, prune as log_prune, verify as log_verify};
-use outrigger_ca::authority::{MAX_TTL, PASSWORD_ENV, Password};
+use outrigger_ca::{
+    admin::AdminSocket,
+    authority::{MAX_TTL, PASSWORD_ENV, Password},
+};
 pub(crate) use rotate::{Prepare, activate as rotate_activate, prepare as rotate_prepare, status as rotate_status};
 pub(crate) use serve::{Serve, serve};
 pub(crate) use sign::{Sign, sign};
+pub(crate) use status::status;
 pub(crate) use token::{Revoke, create as token_create, list as token_list, revoke as token_revoke};
 
 /// A hundred years: more is a slip of the keyboard.
 const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+
+/// Which CA is meant.
+pub(crate) enum Ca {
+    /// The one in this folder, with its keys.
+    Folder(PathBuf),
+    /// One that runs.
+    Running(AdminSocket),
+}
 
 pub(crate) type Outcome = Result<(), Failure>;
 

@@ -1,12 +1,13 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outrigger_ca::{
+    admin,
     attest::Attestation,
     authority::{Authority, Password, ServerNameText},
     limits::Limits,
@@ -27,6 +28,8 @@ pub(crate) struct Serve {
     pub(crate) listen: SocketAddr,
     pub(crate) names: Vec<ServerNameText>,
     pub(crate) metrics_listen: Option<SocketAddr>,
+    /// `None`: in the CA's folder. "off": none.
+    pub(crate) admin_socket: Option<PathBuf>,
     pub(crate) attestation: AttestationArgs,
     pub(crate) limits: Limits,
     pub(crate) password: Option<Password>,
@@ -36,6 +39,7 @@ pub(crate) struct Serve {
 struct Plan {
     listen: SocketAddr,
     metrics_listen: Option<SocketAddr>,
+    admin_socket: Option<PathBuf>,
     attestation: Attestation,
     limits: Limits,
 }
@@ -44,7 +48,7 @@ struct Plan {
 const OTHER_FILES: u64 = 128;
 
 pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
-    let Serve { listen, names, metrics_listen, attestation, mut limits, password } = wish;
+    let Serve { listen, names, metrics_listen, admin_socket, attestation, mut limits, password } = wish;
     let mut authority = Authority::open(dir, password.as_ref())?;
     // It has done its work; a server runs for long.
     drop(password);
@@ -54,7 +58,7 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
         tracing::info!("{told}");
     }
     limits.connections = within_file_limit(limits.connections);
-    let plan = Plan { listen, metrics_listen, attestation, limits };
+    let plan = Plan { listen, metrics_listen, admin_socket, attestation, limits };
     let authority = Arc::new(authority);
     let database = Database::open(&authority.database_path())?;
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
@@ -102,6 +106,14 @@ async fn run(plan: Plan, authority: Arc<Authority>, store: Store, output: Output
         Some(address) => Some(server::listen(address, "--metrics-listen").await?),
         None => None,
     };
+    let admin = match plan.admin_socket.as_deref() {
+        Some(path) if path == Path::new("off") => None,
+        Some(path) => Some(admin::listen(path)?),
+        // Nobody has asked for it, so that it cannot be had is no reason not to serve.
+        None => admin::listen(&authority.path().join(admin::SOCKET))
+            .inspect_err(|error| tracing::warn!(%error, "serving without the admin socket"))
+            .ok(),
+    };
     let bound =
         |listener: &TcpListener| listener.local_addr().map_err(|e| ServeError::System("read an own address", e));
     let address = bound(&enrolment)?;
@@ -142,6 +154,6 @@ async fn run(plan: Plan, authority: Arc<Authority>, store: Store, output: Output
         }
         std::process::exit(130);
     });
-    let listeners = Listeners { enrolment, metrics };
+    let listeners = Listeners { enrolment, metrics, admin };
     server::serve(listeners, authority, store, own, plan.attestation, plan.limits, shutdown).await
 }

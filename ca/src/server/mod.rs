@@ -19,6 +19,7 @@ mod slots;
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, RwLock},
     time::Duration,
 };
@@ -33,8 +34,10 @@ use tokio_rustls::TlsAcceptor;
 
 pub use certificate::ServerCertificate;
 pub use grpc::PeerCertificate;
+pub(crate) use observe::Observer;
 
 use crate::{
+    admin::{self, AdminListener},
     attest::Attestation,
     authority::{Authority, AuthorityError},
     issue::IssueError,
@@ -64,6 +67,14 @@ pub enum ServeError {
         option: &'static str,
         /// The address wished for.
         address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The admin socket could not be made.
+    #[error("cannot make the admin socket {path}: {source}; choose another with --admin-socket, or \"off\"")]
+    AdminSocket {
+        /// Where it should be.
+        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -104,6 +115,8 @@ pub struct Listeners {
     pub enrolment: TcpListener,
     /// Probes and metrics, plain.
     pub metrics: Option<TcpListener>,
+    /// The operator's own.
+    pub admin: Option<AdminListener>,
 }
 
 /// Serves until `shutdown` becomes true, then lets requests under way finish for at most [`DRAIN`].
@@ -121,15 +134,18 @@ pub async fn serve(
     let metrics = metrics::Metrics::new();
     let published = Arc::new(RwLock::new(Arc::new(published::Published::of(&authority))));
     let mut beside = tokio::task::JoinSet::new();
+    let observer = Observer::new(
+        Arc::clone(&authority),
+        store.clone(),
+        Arc::clone(&own),
+        Arc::clone(&slots),
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    );
+    if let Some(bound) = listeners.admin {
+        beside.spawn(admin::serve(bound, Arc::clone(&authority), store.clone(), Arc::clone(&observer)));
+    }
     if let Some(listener) = listeners.metrics {
-        let observer = observe::Observer::new(
-            Arc::clone(&authority),
-            store.clone(),
-            Arc::clone(&own),
-            Arc::clone(&slots),
-            Arc::clone(&metrics),
-            shutdown.clone(),
-        );
         beside.spawn(observe::serve(listener, observer));
     }
     beside.spawn(certificate::keep_fresh(own, Arc::clone(&authority), store.clone()));

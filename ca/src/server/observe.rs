@@ -41,7 +41,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 type Answer = Response<Full<Bytes>>;
 
 /// What the port tells of.
-pub(super) struct Observer {
+pub(crate) struct Observer {
     authority: Arc<Authority>,
     store: Store,
     own: Arc<ServerCertificate>,
@@ -64,7 +64,7 @@ impl Observer {
     }
 
     /// Join tokens that wait to be used: a question that only a working store can answer.
-    async fn tokens_waiting(&self) -> Result<u64, String> {
+    pub(crate) async fn tokens_waiting(&self) -> Result<u64, String> {
         let mut looked = self.looked.lock().await;
         if let Some((at, answer)) = looked.as_ref()
             && at.elapsed() < LOOK_AGAIN
@@ -83,8 +83,13 @@ impl Observer {
         answer
     }
 
+    /// Connections to the serving port at this moment.
+    pub(crate) fn connections(&self) -> usize {
+        self.slots.used()
+    }
+
     /// Why no certificate could be issued now, one line a reason; empty when one could.
-    pub(super) async fn failing(&self) -> Vec<String> {
+    pub(crate) async fn failing(&self) -> Vec<String> {
         let mut failing = Vec::new();
         if *self.shutdown.borrow() {
             failing.push("stopping: this server was told to end".to_owned());
@@ -125,7 +130,7 @@ impl Observer {
 
     async fn metrics(&self) -> Answer {
         let moment = Moment {
-            connections: self.slots.used(),
+            connections: self.connections(),
             store_queue: self.store.waiting(),
             tokens_waiting: self.tokens_waiting().await.ok(),
             lives: self.lives(OffsetDateTime::now_utc()),

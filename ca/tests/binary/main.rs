@@ -1,6 +1,7 @@
 //! The real binary: made, served, asked, killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod admin;
 mod examine;
 mod hostile;
 mod keys;
