@@ -4,7 +4,7 @@ use std::{process::Command, sync::Arc, time::Duration};
 
 use outrigger_identity::{
     csr::new_key_and_csr,
-    enrol::{Credential, EnrolCause},
+    enrol::{Credential, EnrolCause, EnrolRequest, enrol},
 };
 use rustls::{
     ClientConfig, RootCertStore,
@@ -167,21 +167,49 @@ async fn failures_are_limited_by_address_and_successes_are_not() {
     assert!(ca.log().iter().filter(|e| e["credential"] == "token").count() == 30);
 }
 
+/// The limits of the defaults let a herd behind one address through, each at its first try.
+#[tokio::test]
+async fn a_thousand_sidecars_that_start_at_once_behind_one_address_are_all_served() {
+    const HERD: usize = 1000;
+    let ca = Ca::new();
+    let server = ca.serve_with(&METRICS);
+    let (bundle, tokens) = (Arc::new(ca.bundle()), ca.tokens(HERD));
+    let (_, csr) = new_key_and_csr(None).unwrap();
+    let csr = Arc::new(csr.as_str().to_owned());
+    let began = Instant::now();
+    let mut herd = tokio::task::JoinSet::new();
+    for token in tokens {
+        let (bundle, csr, address) = (Arc::clone(&bundle), Arc::clone(&csr), server.address.clone());
+        herd.spawn(async move {
+            let credential = Credential::Token(token);
+            let request = EnrolRequest { address: &address, bundle_pem: &bundle, credential, csr_pem: &csr, ttl: None };
+            enrol(request).await.map(drop)
+        });
+    }
+    let results = herd.join_all().await;
+    let took = began.elapsed();
+    let failures: Vec<String> = results.into_iter().filter_map(|r| r.err().map(|e| e.to_string())).collect();
+    println!("{HERD} enrolments in {took:?}, {:.0} a second", HERD as f64 / took.as_secs_f64());
+    assert!(failures.is_empty(), "{} failed, the first: {}", failures.len(), failures[0]);
+    let metrics = curl(&ca, &format!("http://{}/metrics", server.metrics.as_ref().unwrap()), &[]);
+    assert!(metrics.text.contains(r#"{credential="token",outcome="issued"} 1000"#), "{}", metrics.text);
+}
+
 #[tokio::test]
 async fn one_identity_is_limited_and_its_token_survives_the_refusal() {
     let ca = Ca::new();
     let server = ca.serve_with(&["--id-rate", "2/s:2"]);
     let (bundle, tokens) = (ca.bundle(), ca.tokens(3));
     let (_, csr) = new_key_and_csr(None).unwrap();
-    let enrol = |token: &str| ask(&server, &bundle, Credential::Token(token.to_owned()), csr.as_str());
-    enrol(&tokens[0]).await.unwrap();
-    enrol(&tokens[1]).await.unwrap();
-    let error = enrol(&tokens[2]).await.unwrap_err();
+    let renew = |token: &str| ask(&server, &bundle, Credential::Token(token.to_owned()), csr.as_str());
+    renew(&tokens[0]).await.unwrap();
+    renew(&tokens[1]).await.unwrap();
+    let error = renew(&tokens[2]).await.unwrap_err();
     assert!(error.to_string().contains("this identity"), "{error}");
     let other = ca.token("spiffe://mesh.example/other");
     ask(&server, &bundle, Credential::Token(other), csr.as_str()).await.unwrap();
     sleep(Duration::from_secs(1)).await;
-    enrol(&tokens[2]).await.unwrap();
+    renew(&tokens[2]).await.unwrap();
 }
 
 async fn tls(ca: &Ca, server: &Server, alpn: &[u8]) -> TlsStream<TcpStream> {
