@@ -2,7 +2,9 @@
 
 use std::{process::Command, sync::Arc, time::Duration};
 
+use outrigger_ca::authority::{InitOptions, init};
 use outrigger_identity::{
+    TrustDomain,
     csr::new_key_and_csr,
     enrol::{Credential, EnrolCause, EnrolRequest, enrol},
 };
@@ -130,6 +132,24 @@ fn what_cannot_issue_is_not_ready_and_says_why() {
     assert_eq!(curl(&ca, &url.replace("readyz", "livez"), &[]).status, 200, "a restart would not help");
     let metrics = curl(&ca, &url.replace("readyz", "metrics"), &[]);
     assert!(metrics.text.contains("outrigger_ca_ready 0"), "{}", metrics.text);
+}
+
+#[test]
+fn an_expired_issuer_is_not_ready_and_names_the_commands() {
+    let ca = Ca { dir: tempfile::tempdir().unwrap() };
+    let mut options = InitOptions::new(TrustDomain::parse("mesh.example").unwrap());
+    options.intermediate_ttl = Duration::from_secs(3600);
+    let born = time::OffsetDateTime::now_utc() - Duration::from_secs(3600 - 3);
+    init(&ca.dir.path().join("ca"), options, born).unwrap();
+    let server = ca.serve_with(&METRICS);
+    let url = format!("http://{}/readyz", server.metrics.as_ref().unwrap());
+    assert_eq!(curl(&ca, &url, &[]).status, 200);
+    std::thread::sleep(Duration::from_secs(4));
+    let got = curl(&ca, &url, &[]);
+    assert!(got.status == 503 && got.text.contains("rotate prepare"), "{}", got.text);
+    let metrics = curl(&ca, &url.replace("readyz", "metrics"), &[]).text;
+    let line = metrics.lines().find(|l| l.contains("expiry_seconds{certificate=\"intermediate\"")).unwrap();
+    assert!(line.rsplit(' ').next().unwrap().starts_with('-'), "{line}");
 }
 
 #[test]
