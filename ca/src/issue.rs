@@ -56,7 +56,7 @@ pub fn on_evidence(
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
-    admit: impl FnOnce(&SpiffeId) -> Result<(), Refusal>,
+    admit: impl Fn(&SpiffeId) -> Result<(), Refusal>,
 ) -> Result<Issued, IssueError> {
     database.transaction(|tx| {
         let attested = attest(tx, authority, evidence, now)?;

@@ -1,13 +1,13 @@
 //! Service-account tokens judged by the Kubernetes API server: one `TokenReview` for each
 //! (`authentication.k8s.io/v1`). It knows of pods and accounts that have been deleted, which a signature does not.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     Refusal,
@@ -20,6 +20,8 @@ const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 const GROUP: &str = "system:serviceaccounts";
 /// Reviews under way; further ones wait, so that a herd of pods is no herd for the API server.
 const AT_ONCE: usize = 32;
+/// How long one waits for its turn; who is then told to come back has not given up yet.
+const WAIT: Duration = Duration::from_secs(4);
 
 /// Asks one API server.
 pub struct TokenReview {
@@ -73,7 +75,10 @@ impl TokenReview {
             "spec": { "token": token, "audiences": self.audiences },
         });
         let answer = {
-            let _turn = self.at_once.acquire().await;
+            let turn = timeout(WAIT, self.at_once.acquire()).await;
+            let busy =
+                |_| Refusal::Unreachable(format!("more than {AT_ONCE} reviews are under way; is the API server slow?"));
+            let _turn = turn.map_err(busy)?;
             self.https.post(&self.uri, Bytes::from(review.to_string())).await
         };
         let answer = answer.map_err(|error| Refusal::Unreachable(explain(&error)))?;

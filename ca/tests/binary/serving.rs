@@ -105,6 +105,7 @@ async fn probes_and_metrics_say_what_has_happened() {
         r#"outrigger_ca_request_duration_seconds_count{outcome="issued"} 1"#,
         "outrigger_ca_join_tokens_waiting 1",
         "outrigger_ca_store_queue 0",
+        "outrigger_ca_connections 0",
         "outrigger_ca_ready 1",
     ] {
         assert!(metrics.text.lines().any(|l| l == line), "no {line} in\n{}", metrics.text);
