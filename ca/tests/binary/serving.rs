@@ -166,7 +166,7 @@ fn a_taken_metrics_port_is_told_with_its_option() {
 #[tokio::test]
 async fn failures_are_limited_by_address_and_successes_are_not() {
     let ca = Ca::new();
-    let server = ca.serve_with(&["--failed-attempts", "1/m:3"]);
+    let server = ca.serve_with(&[&METRICS[..], &["--failed-attempts", "1/m:3"]].concat());
     let (bundle, tokens) = (ca.bundle(), ca.tokens(40));
     let (key, csr) = new_key_and_csr(None).unwrap();
     let mut enrolled = None;
@@ -185,7 +185,15 @@ async fn failures_are_limited_by_address_and_successes_are_not() {
     let chain_pem = enrolled.unwrap().chain_pem;
     let mine = Credential::Certificate { chain_pem, key_pem: key.as_str().to_owned() };
     ask(&server, &bundle, mine, csr.as_str()).await.unwrap();
-    assert!(ca.log().iter().filter(|e| e["credential"] == "token").count() == 30);
+    assert_eq!(ca.log().iter().filter(|e| e["credential"] == "token").count(), 30);
+    let metrics = curl(&ca, &format!("http://{}/metrics", server.metrics.as_ref().unwrap()), &[]);
+    for line in [
+        r#"outrigger_ca_rate_limited_total{limit="failures"} 1"#,
+        r#"outrigger_ca_refusals_total{reason="token_unknown"} 3"#,
+        r#"outrigger_ca_refusals_total{reason="rate_limited"} 1"#,
+    ] {
+        assert!(metrics.text.lines().any(|l| l == line), "no {line} in\n{}", metrics.text);
+    }
 }
 
 /// The limits of the defaults let a herd behind one address through, each at its first try.
