@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     authority::{AuthorityError, Directory, Password, is_encrypted, rfc3339},
-    store::{Database, verify_chain},
+    store::Database,
 };
 
 /// Below this share of its life a certificate of the CA must be seen to.
@@ -59,9 +59,9 @@ pub fn check(directory: Directory, password: Option<&Password>, now: OffsetDateT
         life("intermediate_life", "intermediate", directory.intermediate(), now),
         signed_by_root(&directory),
     ];
-    match Database::open(&directory.database_path()) {
+    match Database::of(&directory) {
         Ok(mut database) => {
-            checks.push(pages(&database));
+            checks.push(pages(&mut database));
             checks.push(chain(&mut database));
         }
         Err(error) => checks.push(Check { name: "database", level: Level::Failure, detail: error.to_string() }),
@@ -185,7 +185,7 @@ fn signed_by_root(directory: &Directory) -> Check {
     Check { name, level: Level::Failure, detail: detail.into() }
 }
 
-fn pages(database: &Database) -> Check {
+fn pages(database: &mut Database) -> Check {
     let name = "database";
     let (level, detail) = match database.integrity() {
         Ok(wrong) if wrong.is_empty() => (Level::Ok, "SQLite finds nothing wrong with ca.db".to_owned()),
@@ -197,7 +197,7 @@ fn pages(database: &Database) -> Check {
 
 fn chain(database: &mut Database) -> Check {
     let name = "log";
-    let (level, detail) = match database.snapshot(|tx| verify_chain(tx, None)) {
+    let (level, detail) = match database.snapshot(|tx| tx.verify_chain(None)) {
         Ok(report) => (Level::Ok, format!("{} records, each of them proved; head {}", report.records, report.head)),
         Err(fault) => (Level::Failure, fault.to_string()),
     };

@@ -28,11 +28,11 @@ use super::{
     TokenWish,
 };
 use crate::{
-    attest::{CreateError, TokenHash, create_token},
+    attest::{CreateError, TokenHash, create_token_in},
     authority::{Authority, AuthorityError, MAX_TTL, RequestedKey, rfc3339},
     issue::{self, IssueError},
     server::{Observer, ServeError},
-    store::Store,
+    store::{Store, Transaction},
 };
 
 /// Connections at a time.
@@ -174,7 +174,7 @@ impl Admin {
         let subject = self.authority.subject(&wish.id, &wish.dns)?;
         let now = OffsetDateTime::now_utc();
         let dns = subject.dns_names.clone();
-        let token = self.store.run(move |database| create_token(database, &subject, ttl, now)).await??;
+        let token = self.store.transaction(move |tx| create_token_in(tx, &subject, ttl, now)).await??;
         let reference = TokenHash::of(token.as_str()).to_hex();
         tracing::info!(uid, id = wish.id, r#ref = &reference[..16], "join token made on the admin socket");
         let token = token.as_str().to_owned();
@@ -189,8 +189,9 @@ impl Admin {
         let (authority, now) = (Arc::clone(&self.authority), OffsetDateTime::now_utc());
         let dns = subject.dns_names.clone();
         let by = Some(format!("admin socket, uid {uid}"));
-        let issue = move |database: &mut _| issue::for_operator(database, &authority, subject, &key, ttl, now, by);
-        let issued = self.store.run(issue).await??.certificate;
+        let issue =
+            move |tx: &mut Transaction<'_>| issue::for_operator(tx, &authority, &subject, &key, ttl, now, by.clone());
+        let issued = self.store.transaction(issue).await??.certificate;
         tracing::info!(uid, id = wish.id, serial = issued.serial, "certificate issued on the admin socket");
         Ok(CertificateMade {
             chain: format!("{}{}", issued.pem, self.authority.intermediate_pem()),

@@ -60,7 +60,7 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     limits.connections = within_file_limit(limits.connections);
     let plan = Plan { listen, metrics_listen, admin_socket, attestation, limits };
     let authority = Arc::new(authority);
-    let database = Database::open(&authority.database_path())?;
+    let database = Database::of(&authority)?;
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -67,7 +67,7 @@ async fn make(authority: &Arc<Authority>, store: &Store) -> Result<Current, Serv
     let key = SecretKey::generate(Algorithm::P256).map_err(AuthorityError::from)?;
     let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec()));
     let signer = Arc::clone(authority);
-    let issued = store.run(move |db| issue::for_server(db, &signer, &key, DEFAULT_TTL, now)).await??;
+    let issued = store.transaction(move |tx| issue::for_server(tx, &signer, &key, DEFAULT_TTL, now)).await??;
     let certificate = issued.certificate;
     let key = aws_lc_rs::sign::any_supported_type(&der).map_err(|e| ServeError::Tls(e.to_string()))?;
     let chain = vec![certificate.der, authority.intermediate().clone()];

@@ -22,7 +22,7 @@ use crate::{
     authority::{Authority, DEFAULT_TTL, RequestedKey, rfc3339},
     issue::{self, Issued},
     limits::{Exceeded, Rates, Source},
-    store::{Database, Store},
+    store::{Store, Transaction},
 };
 
 /// What the TLS layer knows of the caller; put into each request's extensions by the connection.
@@ -123,11 +123,18 @@ impl Inner {
         let evidence = self.attestation.examine(shown, self.authority.trust_domain()).await?;
         let (authority, rates) = (Arc::clone(&self.authority), Arc::clone(&self.rates));
         let now = OffsetDateTime::now_utc();
-        let issue = move |database: &mut Database| {
-            let admit = |id: &_| rates.admit(id).map_err(|(limit, wait)| Refusal::TooMany { limit, wait });
-            issue::on_evidence(database, &authority, &evidence, &key, ttl, now, admit)
+        // Charged once, also if the transaction has to be tried again.
+        let mut admitted = false;
+        let issue = move |tx: &mut Transaction<'_>| {
+            let admit = |id: &_| {
+                if !std::mem::replace(&mut admitted, true) {
+                    rates.admit(id).map_err(|(limit, wait)| Refusal::TooMany { limit, wait })?;
+                }
+                Ok(())
+            };
+            issue::on_evidence(tx, &authority, &evidence, &key, ttl, now, admit)
         };
-        Ok(self.store.run(issue).await??)
+        Ok(self.store.transaction(issue).await??)
     }
 }
 
