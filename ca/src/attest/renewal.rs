@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::{Attested, Refusal};
 use crate::{
     authority::{Authority, Subject, hex, rfc3339},
-    store::{CredentialKind, by_serial},
+    store::{CredentialKind, by_serial, revoked_at},
 };
 
 pub(super) fn attest(
@@ -34,6 +34,9 @@ pub(super) fn attest(
         .ok_or(Refusal::Certificate("the issuance log has no such serial, perhaps because it was restored"))?;
     if entry.certificate != certificate.as_ref() || entry.id.as_ref() != Some(&id) {
         return Err(Refusal::Certificate("it is not the one that the issuance log has under its serial"));
+    }
+    if let Some(at) = revoked_at(tx, &serial)? {
+        return Err(Refusal::CertificateRevoked(rfc3339(at)));
     }
     let subject = Subject { id, dns_names: entry.dns_names };
     Ok(Attested { subject, kind: CredentialKind::Certificate, reference: serial })

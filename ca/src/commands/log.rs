@@ -6,7 +6,9 @@ use std::{
 
 use outrigger_ca::{
     authority::{Directory, rfc3339},
-    store::{ChainHash, Database, LogRecord, for_each, prune as prune_log, verify_chain},
+    store::{
+        ChainFault, ChainHash, Database, LogRecord, for_each, prune as prune_log, verify_chain, verify_revocations,
+    },
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -49,8 +51,12 @@ fn write(out: &mut impl Write, record: &LogRecord, json: bool) -> io::Result<()>
 pub(crate) fn verify(dir: &Path, head: Option<ChainHash>, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
     let mut database = Database::open(&directory.database_path())?;
-    let report = database.snapshot(|tx| verify_chain(tx, head))?;
+    let (report, (revocations, revocations_head)) =
+        database.snapshot::<_, ChainFault>(|tx| Ok((verify_chain(tx, head)?, verify_revocations(tx)?)))?;
     let mut lines = vec![format!("{} records, each of them proved", report.records)];
+    if revocations > 0 {
+        lines.push(format!("{revocations} revocations, each of them proved; their head is {revocations_head}"));
+    }
     if let Some((seq, hash)) = report.anchor {
         lines.push(format!("records up to number {seq} were pruned; the chain begins at {hash}"));
     }
@@ -60,6 +66,8 @@ pub(crate) fn verify(dir: &Path, head: Option<ChainHash>, output: Output) -> Out
     lines.push(format!("its head is {}; keep it elsewhere to prove later that nothing was cut", report.head));
     let value = json!({
         "records": report.records,
+        "revocations": revocations,
+        "revocations_head": revocations_head.to_string(),
         "last_seq": report.last_seq,
         "head": report.head.to_string(),
         "anchor": report.anchor.map(|(seq, hash)| json!({ "seq": seq, "hash": hash.to_string() })),

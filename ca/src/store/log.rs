@@ -137,6 +137,22 @@ pub fn for_each<E: From<StoreError>>(
     Ok(())
 }
 
+/// Visits the record of every certificate that is still good at `now`, oldest first.
+pub fn for_each_unexpired<E: From<StoreError>>(
+    connection: &Connection,
+    now: OffsetDateTime,
+    mut visit: impl FnMut(LogEntry) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut statement = connection
+        .prepare(&format!("SELECT {COLUMNS} FROM issued WHERE not_after >= ?1 ORDER BY seq"))
+        .map_err(StoreError::from)?;
+    let mut rows = statement.query([now.unix_timestamp()]).map_err(StoreError::from)?;
+    while let Some(row) = rows.next().map_err(StoreError::from)? {
+        visit(entry(row, 0)?)?;
+    }
+    Ok(())
+}
+
 fn record(row: &Row<'_>) -> Result<LogRecord, StoreError> {
     Ok(LogRecord { seq: row.get(0)?, hash: ChainHash(row.get(1)?), entry: entry(row, 2)? })
 }

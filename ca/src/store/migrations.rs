@@ -38,6 +38,55 @@ const STEPS: &[Step] = &[
 ",
     ),
     Step::Code(chain_the_log),
+    Step::Sql(
+        "
+    CREATE TABLE authority (
+        position    INTEGER PRIMARY KEY AUTOINCREMENT,
+        fingerprint TEXT NOT NULL UNIQUE,    -- SHA-256 of the certificate, lower-case hex
+        kind        TEXT NOT NULL,           -- root, intermediate
+        state       TEXT NOT NULL,           -- prepared, active, old, tainted, revoked
+        issuer      TEXT REFERENCES authority (fingerprint), -- NULL: a root
+        certificate BLOB NOT NULL,           -- DER
+        created_at  INTEGER NOT NULL,
+        changed_at  INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE bundle (
+        one          INTEGER PRIMARY KEY CHECK (one = 1),
+        sequence     INTEGER NOT NULL,       -- changes of the roots
+        version      INTEGER NOT NULL,       -- changes that a running server takes up
+        refresh_hint INTEGER NOT NULL        -- seconds
+    ) STRICT;
+    INSERT INTO bundle (one, sequence, version, refresh_hint) VALUES (1, 0, 0, 60);
+    CREATE TABLE revocation (
+        seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+        serial     TEXT NOT NULL UNIQUE,     -- of the certificate, lower-case hex
+        issuer     TEXT NOT NULL REFERENCES authority (fingerprint),
+        reason     TEXT NOT NULL,            -- as in RFC 5280
+        not_after  INTEGER NOT NULL,
+        revoked_at INTEGER NOT NULL,
+        hash       BLOB NOT NULL CHECK (length(hash) = 32) -- over this row and the hash before
+    ) STRICT;
+    CREATE INDEX revocation_by_issuer ON revocation (issuer, not_after);
+    CREATE TRIGGER revocation_is_not_changed BEFORE UPDATE ON revocation
+        BEGIN SELECT RAISE(ABORT, 'revocations are append-only'); END;
+    CREATE TRIGGER revocation_is_not_removed BEFORE DELETE ON revocation
+        BEGIN SELECT RAISE(ABORT, 'revocations are append-only'); END;
+    CREATE TABLE blocked_id (
+        id         TEXT PRIMARY KEY,         -- SPIFFE id
+        blocked_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE crl (
+        issuer      TEXT PRIMARY KEY REFERENCES authority (fingerprint),
+        number      INTEGER NOT NULL,
+        newest      INTEGER NOT NULL,        -- the newest revocation that it takes account of
+        made_at     INTEGER NOT NULL,
+        next_update INTEGER NOT NULL,
+        der         BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX issued_by_end ON issued (not_after);
+    CREATE INDEX issued_by_id ON issued (id);
+",
+    ),
 ];
 
 /// Brings the schema up to date, in one transaction.

@@ -1,12 +1,15 @@
-//! Everything durable: join tokens and the issuance log, in one SQLite file.
+//! Everything durable: authorities, join tokens, the issuance log and revocations, in one SQLite file.
 //!
 //! Promise: what [`Database::transaction`] returned `Ok` for is on the disk (WAL with `synchronous=FULL`). SQLite's
 //! own locking lets the command line work beside a running server.
 
+mod authorities;
 mod chain;
+mod crls;
 mod log;
 mod migrations;
 mod prune;
+mod revocations;
 mod thread;
 mod tokens;
 
@@ -14,9 +17,18 @@ use std::{path::Path, time::Duration};
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+pub use authorities::{
+    AuthorityKind, AuthorityRow, AuthorityState, BundleRow, authority_state, bundle_row, insert_authority,
+    list_authorities, move_authority, set_refresh_hint,
+};
 pub use chain::{ChainFault, ChainHash, ChainReport, verify_chain};
-pub use log::{CredentialKind, LogEntry, LogRecord, append, by_serial, for_each};
+pub use crls::{CrlRow, crl_of, next_crl_number, put_crl};
+pub use log::{CredentialKind, LogEntry, LogRecord, append, by_serial, for_each, for_each_unexpired};
 pub use prune::{Pruned, prune};
+pub use revocations::{
+    RevocationReason, RevocationRow, block_id, blocked_at, insert_revocation, newest_revocation_of, revocations_of,
+    revoked_at, unblock_id, verify_revocations,
+};
 pub use thread::{Store, StoreGone};
 pub use tokens::{
     MIN_REF_LEN, TokenRow, TokenState, insert_token, list_tokens, revoke_token, revoke_tokens_of, spend_token,
