@@ -1,5 +1,6 @@
 //! The command line's grammar; its doc comments are the help.
 
+mod attestation;
 mod rotate;
 mod serve;
 
@@ -7,15 +8,17 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use outrigger_ca::{
+    admin::AdminSocket,
     authority::{Algorithm, Password, ServerNameText},
     store::ChainHash,
 };
 use outrigger_identity::{SpiffeId, TrustDomain};
 
+pub(crate) use attestation::AttestationArgs;
 pub(crate) use rotate::{BundleCommand, RevokeArgs, RotateCommand};
 pub(crate) use serve::ServeArgs;
 
-use crate::commands::{self, EXIT_STATUSES, Failure};
+use crate::commands::{self, Ca, EXIT_STATUSES, Failure, Kind};
 
 #[derive(Parser)]
 #[command(
@@ -43,6 +46,37 @@ pub(crate) struct PasswordArgs {
 impl PasswordArgs {
     pub(crate) fn read(&self) -> Result<Option<Password>, Failure> {
         commands::password(self.password_file.as_deref())
+    }
+}
+
+/// The CA's folder, or a CA that runs.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct WhereArgs {
+    /// Directory of the CA
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Admin socket of a running CA instead: needs no password, but to be root or the CA's user
+    #[arg(long, value_name = "PATH")]
+    pub(crate) admin_socket: Option<PathBuf>,
+}
+
+impl WhereArgs {
+    /// Where to have it done; `password` is of use with the folder alone.
+    pub(crate) fn read(self, password: Option<&PasswordArgs>) -> Result<Ca, Failure> {
+        match (self.dir, self.admin_socket) {
+            (_, Some(path)) if password.is_none_or(|password| password.password_file.is_none()) => {
+                Ok(Ca::Running(AdminSocket::at(&path)))
+            }
+            (_, Some(_)) => {
+                let message =
+                    "--password-file is of no use with --admin-socket: the running CA has its keys; leave it out";
+                Err(Failure::new(Kind::Usage, "usage", message))
+            }
+            (Some(dir), None) => Ok(Ca::Folder(dir)),
+            // The grammar asks for one of them.
+            (None, None) => Err(Failure::new(Kind::Usage, "usage", "say which CA: --dir or --admin-socket")),
+        }
     }
 }
 
@@ -83,9 +117,8 @@ pub(crate) enum Command {
     },
     /// Issue a workload certificate into a directory: cert.pem, key.pem, bundle.pem
     Issue {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
+        #[command(flatten)]
+        ca: WhereArgs,
         /// SPIFFE id, as spiffe://mesh.example/ns/shop/sa/orders
         #[arg(long, value_name = "SPIFFE")]
         id: String,
@@ -106,9 +139,8 @@ pub(crate) enum Command {
     },
     /// Sign a workload's certificate request: of it only the key is believed
     Sign {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
+        #[command(flatten)]
+        ca: WhereArgs,
         /// The PKCS#10 request as PEM; - reads stdin
         csr: PathBuf,
         /// SPIFFE id, as spiffe://mesh.example/ns/shop/sa/orders
@@ -161,13 +193,19 @@ pub(crate) enum Command {
         #[command(flatten)]
         password: PasswordArgs,
     },
+    /// How a running CA is
+    Status {
+        /// Its admin socket
+        #[arg(long, value_name = "PATH")]
+        admin_socket: PathBuf,
+    },
     /// Join tokens for a workload's first certificate
     Token {
         #[command(subcommand)]
         command: TokenCommand,
     },
     /// Serve enrolment and renewal (Istio's CreateCertificate over TLS)
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// The trust bundle
     Bundle {
         #[command(subcommand)]
@@ -191,9 +229,8 @@ pub(crate) enum Command {
 pub(crate) enum TokenCommand {
     /// Make a join token, good for one enrolment; prints the token alone
     Create {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
+        #[command(flatten)]
+        ca: WhereArgs,
         /// SPIFFE id that the token stands for
         #[arg(long, value_name = "SPIFFE")]
         id: String,

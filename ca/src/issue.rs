@@ -56,7 +56,7 @@ pub fn on_evidence(
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
-    admit: impl FnOnce(&SpiffeId) -> Result<(), Refusal>,
+    admit: impl Fn(&SpiffeId) -> Result<(), Refusal>,
 ) -> Result<Issued, IssueError> {
     database.transaction(|tx| {
         let attested = attest(tx, authority, evidence, now)?;
@@ -68,7 +68,7 @@ pub fn on_evidence(
     })
 }
 
-/// For an operator, who can read the CA's key and therefore needs no other proof.
+/// For an operator, who can read the CA's key and therefore needs no other proof, or whom the kernel vouches for (`by`).
 pub fn for_operator(
     database: &mut Database,
     authority: &Authority,
@@ -76,11 +76,12 @@ pub fn for_operator(
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
+    by: Option<String>,
 ) -> Result<Issued, IssueError> {
     database.transaction(|tx| {
         may_issue(tx, authority, Some(&subject.id))?;
         let certificate = authority.sign_workload(&subject, key, ttl, now)?;
-        record(tx, certificate, Owner::from(subject), CredentialKind::Operator, None, now)
+        record(tx, certificate, Owner::from(subject), CredentialKind::Operator, by, now)
     })
 }
 

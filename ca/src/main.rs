@@ -6,6 +6,7 @@ mod commands;
 use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser as _;
+use outrigger_ca::admin::AdminSocket;
 
 use cli::{BundleCommand, Cli, Command, LogCommand, RevokeArgs, RotateCommand, TokenCommand};
 use commands::{
@@ -75,23 +76,26 @@ fn run(command: Command, output: Output) -> Outcome {
             };
             commands::init(&dir, wish, output)
         }
-        Command::Issue { dir, id, dns, ttl, out, force, password } => {
-            let password = password.read()?;
+        Command::Issue { ca, id, dns, ttl, out, force, password } => {
+            let (ca, password) = (ca.read(Some(&password))?, password.read()?);
             let wish = Issue { id: &id, dns: &dns, ttl, out: &out, force, password: password.as_ref() };
-            commands::issue(&dir, &wish, output)
+            commands::issue(&ca, &wish, output)
         }
-        Command::Sign { dir, csr, id, dns, ttl, out, force, password } => {
-            let password = password.read()?;
+        Command::Sign { ca, csr, id, dns, ttl, out, force, password } => {
+            let (ca, password) = (ca.read(Some(&password))?, password.read()?);
             let (out, password) = (out.as_deref(), password.as_ref());
-            commands::sign(&dir, &Sign { csr: &csr, id: &id, dns: &dns, ttl, out, force, password }, output)
+            commands::sign(&ca, &Sign { csr: &csr, id: &id, dns: &dns, ttl, out, force, password }, output)
         }
         Command::Inspect { target } => commands::inspect(&target, output),
         Command::Verify { target, bundle, dir, trust_domain, crl } => {
             commands::verify(Verify { target, bundle, dir, trust_domain, crl }, output)
         }
         Command::Check { dir, password } => commands::check(&dir, password.read()?.as_ref(), output),
+        Command::Status { admin_socket } => commands::status(&AdminSocket::at(&admin_socket), output),
         Command::Token { command } => match command {
-            TokenCommand::Create { dir, id, dns, ttl } => commands::token_create(&dir, &id, &dns, ttl, output),
+            TokenCommand::Create { ca, id, dns, ttl } => {
+                commands::token_create(&ca.read(None)?, &id, &dns, ttl, output)
+            }
             TokenCommand::List { dir } => commands::token_list(&dir, output),
             TokenCommand::Revoke { dir, token_ref, id } => match (&token_ref, &id) {
                 (Some(token_ref), _) => commands::token_revoke(&dir, &Revoke::Ref(token_ref), output),
@@ -105,6 +109,8 @@ fn run(command: Command, output: Output) -> Outcome {
                 listen: args.listen,
                 names: args.names,
                 metrics_listen: args.metrics_listen.0,
+                admin_socket: args.admin_socket,
+                attestation: args.attestation,
                 limits: args.limits.into(),
                 password: args.password.read()?,
             };

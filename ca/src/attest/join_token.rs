@@ -6,9 +6,9 @@ use rusqlite::Transaction;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use super::{Attested, Refusal};
+use super::{Attested, Attestor, Refusal};
 use crate::{
-    authority::{AuthorityError, Subject, hex, random_bytes, rfc3339},
+    authority::{Authority, AuthorityError, Subject, hex, random_bytes, rfc3339},
     store::{CredentialKind, Database, StoreError, TokenRow, TokenState, insert_token, spend_token, token_by_hash},
 };
 
@@ -79,17 +79,20 @@ pub fn create(
     Ok(token)
 }
 
-pub(super) fn spend(tx: &Transaction<'_>, hash: &TokenHash, now: OffsetDateTime) -> Result<Attested, Refusal> {
-    let row = token_by_hash(tx, &hash.0)?.ok_or(Refusal::UnknownToken)?;
-    if !spend_token(tx, &hash.0, now)? {
-        return Err(match row.state(now) {
-            TokenState::Used(at) => Refusal::TokenUsed(rfc3339(at)),
-            TokenState::Revoked(at) => Refusal::TokenRevoked(rfc3339(at)),
-            TokenState::Expired(at) => Refusal::TokenExpired(rfc3339(at)),
-            // It was read in this very transaction, so nobody else can have taken it.
-            TokenState::Unused => Refusal::UnknownToken,
-        });
+impl Attestor for TokenHash {
+    fn attest(&self, tx: &Transaction<'_>, _: &Authority, now: OffsetDateTime) -> Result<Attested, Refusal> {
+        let hash = self;
+        let row = token_by_hash(tx, &hash.0)?.ok_or(Refusal::UnknownToken)?;
+        if !spend_token(tx, &hash.0, now)? {
+            return Err(match row.state(now) {
+                TokenState::Used(at) => Refusal::TokenUsed(rfc3339(at)),
+                TokenState::Revoked(at) => Refusal::TokenRevoked(rfc3339(at)),
+                TokenState::Expired(at) => Refusal::TokenExpired(rfc3339(at)),
+                // It was read in this very transaction, so nobody else can have taken it.
+                TokenState::Unused => Refusal::UnknownToken,
+            });
+        }
+        let subject = Subject::parse(&row.id, &row.dns_names)?;
+        Ok(Attested { subject, kind: CredentialKind::Token, reference: hex(&hash.0) })
     }
-    let subject = Subject::parse(&row.id, &row.dns_names)?;
-    Ok(Attested { subject, kind: CredentialKind::Token, reference: hex(&hash.0) })
 }

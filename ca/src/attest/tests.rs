@@ -80,28 +80,34 @@ fn uri(text: &str) -> SanType {
 
 #[test]
 fn nothing_and_unknown_schemes_prove_nothing() {
-    assert!(matches!(Evidence::of(None, None), Err(Refusal::Nothing)));
+    assert!(matches!(Credential::of(None, None), Err(Refusal::Nothing)));
     let certificate = CertificateDer::from(vec![1]);
-    for bad in ["", "Bearer", "Basic abc", "bearer abc"] {
-        assert!(matches!(Evidence::of(Some(bad), Some(certificate.clone())), Err(Refusal::NotBearer)), "{bad:?}");
+    for bad in ["", "Bearer", "Basic abc"] {
+        assert!(matches!(Credential::of(Some(bad), Some(certificate.clone())), Err(Refusal::NotBearer)), "{bad:?}");
     }
     // A bad token is not rescued by a certificate beside it.
-    assert!(matches!(Evidence::of(Some("Bearer x"), Some(certificate)), Ok(Evidence::Token(_))));
+    for good in ["Bearer x", "bearer x", "BEARER x"] {
+        let shown = Credential::of(Some(good), Some(certificate.clone()));
+        assert!(matches!(shown, Ok(Credential::JoinToken(_))), "{good:?}");
+    }
+    assert!(matches!(Credential::of(Some("Bearer a.b.c"), None), Ok(Credential::ServiceAccountToken(_))));
+    let long = format!("Bearer {}", "x".repeat(MAX_TOKEN_LEN + 1));
+    assert!(matches!(Credential::of(Some(&long), Some(certificate)), Err(Refusal::TokenTooLong(_))));
 }
 
 #[test]
 fn a_token_brings_its_identity_once() {
     let mut world = world();
     let token = world.token(Duration::from_secs(60));
-    let evidence = Evidence::Token(TokenHash::of(token.as_str()));
+    let evidence = Evidence::JoinToken(TokenHash::of(token.as_str()));
     let issued = world.enrol(&evidence, now()).unwrap();
     assert_eq!(issued.id.unwrap().as_str(), "spiffe://mesh.example/a");
     let again = world.enrol(&evidence, now()).unwrap_err();
     assert!(matches!(again, IssueError::Refused(Refusal::TokenUsed(_))), "{again}");
-    let wrong = world.enrol(&Evidence::Token(TokenHash::of("ojt_00")), now()).unwrap_err();
+    let wrong = world.enrol(&Evidence::JoinToken(TokenHash::of("ojt_00")), now()).unwrap_err();
     assert!(matches!(wrong, IssueError::Refused(Refusal::UnknownToken)), "{wrong}");
     let token = world.token(Duration::from_secs(60));
-    let late = world.enrol(&Evidence::Token(TokenHash::of(token.as_str())), now() + Duration::from_secs(60));
+    let late = world.enrol(&Evidence::JoinToken(TokenHash::of(token.as_str())), now() + Duration::from_secs(60));
     assert!(matches!(late.unwrap_err(), IssueError::Refused(Refusal::TokenExpired(_))));
 }
 
@@ -112,7 +118,7 @@ fn a_revoked_token_enrols_nobody_and_says_so() {
     let hash = TokenHash::of(token.as_str());
     let (row, _) = crate::store::list_tokens(world.database.connection()).unwrap().remove(0);
     world.database.transaction(|tx| crate::store::revoke_token(tx, &row, now())).unwrap();
-    let error = world.enrol(&Evidence::Token(hash), now()).unwrap_err();
+    let error = world.enrol(&Evidence::JoinToken(hash), now()).unwrap_err();
     assert!(matches!(error, IssueError::Refused(Refusal::TokenRevoked(_))), "{error}");
 }
 
@@ -130,7 +136,7 @@ fn the_token_itself_is_nowhere_in_the_database() {
 fn a_token_survives_an_issuance_that_failed() {
     let mut world = world();
     let token = world.token(Duration::from_secs(3600 * 24 * 700));
-    let evidence = Evidence::Token(TokenHash::of(token.as_str()));
+    let evidence = Evidence::JoinToken(TokenHash::of(token.as_str()));
     let late = world.authority.expires_at();
     assert!(matches!(world.enrol(&evidence, late).unwrap_err(), IssueError::Authority(_)));
     world.enrol(&evidence, now()).unwrap();
@@ -140,7 +146,7 @@ fn a_token_survives_an_issuance_that_failed() {
 fn a_renewal_keeps_id_and_names_from_the_log() {
     let mut world = world();
     let token = world.token(Duration::from_secs(60));
-    let first = world.enrol(&Evidence::Token(TokenHash::of(token.as_str())), now()).unwrap();
+    let first = world.enrol(&Evidence::JoinToken(TokenHash::of(token.as_str())), now()).unwrap();
     let evidence = Evidence::Certificate(first.certificate.der.clone());
     let second = world.enrol(&evidence, now()).unwrap();
     assert_ne!(second.certificate.serial, first.certificate.serial);

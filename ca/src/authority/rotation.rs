@@ -274,6 +274,12 @@ impl Directory {
         self.with_members(Members::load(database.connection())?)?.unlock(password)
     }
 
+    /// Whether the prepared intermediate's key can be opened and is its own. Nothing prepared is no error.
+    pub fn try_prepared(&self, password: Option<&Password>) -> Result<(), AuthorityError> {
+        let Some(next) = self.prepared() else { return Ok(()) };
+        self.issuer(next, &self.key_path(next), password).map(drop)
+    }
+
     /// When a root has been in the bundle long enough to be used; `None`: it is in use already.
     pub fn ready_at(&self, root: &Member) -> Option<OffsetDateTime> {
         let wait = self.members().bundle.refresh_hint * HINTS_BEFORE_USE;

@@ -114,7 +114,8 @@ impl Directory {
         next
     }
 
-    fn leftovers(&self) -> Vec<String> {
+    /// Files of the folder that nothing in the database refers to.
+    pub fn leftovers(&self) -> Vec<String> {
         let ring = self.ring();
         let unknown = ring.files.iter().filter(|file| self.members().get(&file.fingerprint).is_none());
         let files = unknown.flat_map(|file| [&file.certificate, &file.key]).filter(|path| path.exists());

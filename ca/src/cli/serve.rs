@@ -8,7 +8,7 @@ use outrigger_ca::{
     limits::{Limits, Rate},
 };
 
-use super::PasswordArgs;
+use super::{AttestationArgs, PasswordArgs};
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
@@ -24,6 +24,11 @@ pub(crate) struct ServeArgs {
     /// Address and port of /livez, /readyz and /metrics over plain HTTP, or "off"
     #[arg(long, default_value = "[::]:15014", value_name = "ADDRESS", value_parser = address_or_off)]
     pub(crate) metrics_listen: AddressOrOff,
+    /// Socket for the command line of root and of the CA's user, or "off" [default: admin.sock in the CA's directory]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) admin_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) attestation: AttestationArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
     #[command(flatten)]

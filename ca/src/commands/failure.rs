@@ -3,6 +3,7 @@
 use std::{error::Error, io};
 
 use outrigger_ca::{
+    admin::AdminError,
     attest::CreateError,
     authority::{AuthorityError, OutputError, RequestError, SubjectError},
     inspect::InspectError,
@@ -196,6 +197,29 @@ impl From<IssueError> for Failure {
     }
 }
 
+impl From<AdminError> for Failure {
+    fn from(error: AdminError) -> Self {
+        match &error {
+            AdminError::Connect { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Self::of(Kind::NotFound, "no_socket", &error)
+            }
+            AdminError::Connect { .. } | AdminError::Answer { .. } => Self::of(Kind::Failed, "admin_socket", &error),
+            AdminError::Refused(fault) => {
+                let (kind, code) = match fault.code.as_str() {
+                    "peer" => (Kind::Refused, "peer"),
+                    "subject" => (Kind::Refused, "subject"),
+                    "lifetime" => (Kind::Refused, "lifetime"),
+                    "request" => (Kind::Refused, "request"),
+                    "issuer_expired" => (Kind::Refused, "issuer_expired"),
+                    "database" => (Kind::Failed, "database"),
+                    _ => (Kind::Failed, "admin_socket"),
+                };
+                Self::of(kind, code, &error)
+            }
+        }
+    }
+}
+
 impl From<SubjectError> for Failure {
     fn from(error: SubjectError) -> Self {
         AuthorityError::from(error).into()
@@ -233,6 +257,7 @@ impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
         let code = match &error {
             ServeError::Listen { .. } => "listen",
+            ServeError::AdminSocket { .. } => "admin_socket",
             ServeError::System(..) => "system",
             ServeError::OwnCertificate(_) | ServeError::OwnKey(_) => "own_certificate",
             ServeError::Tls(_) => "tls",

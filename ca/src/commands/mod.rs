@@ -1,5 +1,6 @@
 //! What each command does. Reading and writing for people and programs; the work is in the library.
 
+mod attestation;
 mod bundle;
 mod check;
 mod failure;
@@ -11,11 +12,12 @@ mod revoke;
 mod rotate;
 mod serve;
 mod sign;
+mod status;
 mod token;
 
 use std::{
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -26,7 +28,10 @@ pub(crate) use init::{Init, init};
 pub(crate) use inspect::{Verify, inspect, verify};
 pub(crate) use issue::{Issue, issue};
 pub(crate) use log::{list as log_list, prune as log_prune, verify as log_verify};
-use outrigger_ca::authority::{MAX_TTL, PASSWORD_ENV, Password};
+use outrigger_ca::{
+    admin::AdminSocket,
+    authority::{MAX_TTL, PASSWORD_ENV, Password},
+};
 pub(crate) use revoke::{Which, revoke, unblock};
 pub(crate) use rotate::{
     Prepare, RevokeAuthority, activate as rotate_activate, prepare as rotate_prepare, revoke as rotate_revoke,
@@ -34,10 +39,19 @@ pub(crate) use rotate::{
 };
 pub(crate) use serve::{Serve, serve};
 pub(crate) use sign::{Sign, sign};
+pub(crate) use status::status;
 pub(crate) use token::{Revoke, create as token_create, list as token_list, revoke as token_revoke};
 
 /// A hundred years: more is a slip of the keyboard.
 const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+
+/// Which CA is meant.
+pub(crate) enum Ca {
+    /// The one in this folder, with its keys.
+    Folder(PathBuf),
+    /// One that runs.
+    Running(AdminSocket),
+}
 
 pub(crate) type Outcome = Result<(), Failure>;
 

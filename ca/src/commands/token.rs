@@ -1,6 +1,7 @@
 use std::{path::Path, time::Duration};
 
 use outrigger_ca::{
+    admin::{TokenMade, TokenWish},
     attest::{TokenHash, create_token},
     authority::{Directory, hex, rfc3339},
     store::{
@@ -12,7 +13,7 @@ use outrigger_identity::SpiffeId;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{Failure, Kind, Outcome, Output};
+use super::{Ca, Failure, Kind, Outcome, Output};
 
 /// Hex digits of a token's hash that `token list` shows to people.
 const SHOWN: usize = 16;
@@ -25,20 +26,29 @@ pub(crate) enum Revoke<'a> {
     Id(&'a SpiffeId),
 }
 
-pub(crate) fn create(dir: &Path, id: &str, dns: &[String], ttl: Duration, output: Output) -> Outcome {
+pub(crate) fn create(ca: &Ca, id: &str, dns: &[String], ttl: Duration, output: Output) -> Outcome {
+    let made = match ca {
+        Ca::Folder(dir) => create_in(dir, id, dns, ttl)?,
+        Ca::Running(socket) => {
+            socket.create_token(&TokenWish { id: id.to_owned(), dns: dns.to_vec(), ttl_seconds: ttl.as_secs() })?
+        }
+    };
+    output.result(std::slice::from_ref(&made.token), &json!(made))
+}
+
+fn create_in(dir: &Path, id: &str, dns: &[String], ttl: Duration) -> Result<TokenMade, Failure> {
     let directory = Directory::open(dir)?;
     let subject = directory.subject(id, dns)?;
     let mut database = Database::open(&directory.database_path())?;
     let now = OffsetDateTime::now_utc();
     let token = create_token(&mut database, &subject, ttl, now)?;
-    let value = json!({
-        "token": token.as_str(),
-        "ref": TokenHash::of(token.as_str()).to_hex(),
-        "id": id,
-        "dns": subject.dns_names,
-        "expires_at": rfc3339(now + ttl),
-    });
-    output.result(&[token.as_str().to_owned()], &value)
+    Ok(TokenMade {
+        reference: TokenHash::of(token.as_str()).to_hex(),
+        token: token.as_str().to_owned(),
+        id: id.to_owned(),
+        dns: subject.dns_names,
+        expires_at: rfc3339(now + ttl),
+    })
 }
 
 pub(crate) fn list(dir: &Path, output: Output) -> Outcome {

@@ -14,11 +14,12 @@ use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use super::{
+    Live,
     metrics::{Metrics, Outcome, UNKNOWN},
     refusal::Refused,
 };
 use crate::{
-    attest::{Evidence, Refusal},
+    attest::{Attestation, Credential, Refusal},
     authority::{Authority, DEFAULT_TTL, RequestedKey, rfc3339},
     issue::{self, Issued},
     limits::{Exceeded, Rates, Source},
@@ -38,21 +39,28 @@ pub struct PeerCertificate {
 pub(super) struct Enrolment(Arc<Inner>);
 
 struct Inner {
-    authority: Arc<Authority>,
+    live: Arc<Live>,
     store: Store,
+    attestation: Attestation,
     rates: Arc<Rates>,
     metrics: Arc<Metrics>,
 }
 
 impl Enrolment {
-    pub(super) fn new(authority: Arc<Authority>, store: Store, rates: Rates, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner { authority, store, rates: Arc::new(rates), metrics }))
+    pub(super) fn new(
+        live: Arc<Live>,
+        store: Store,
+        attestation: Attestation,
+        rates: Rates,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self(Arc::new(Inner { live, store, attestation, rates: Arc::new(rates), metrics }))
     }
 }
 
 impl Inner {
     /// Counts what [`Self::judge`] says, and charges failures.
-    async fn enrol(&self, request: Request<IstioCertificateRequest>) -> Result<Issued, Status> {
+    async fn enrol(&self, request: Request<IstioCertificateRequest>) -> Result<(Issued, Arc<Authority>), Status> {
         let began = Instant::now();
         let peer = request.extensions().get::<PeerCertificate>().cloned();
         let peer = peer.ok_or_else(|| Status::internal("the connection was not described"))?;
@@ -65,7 +73,7 @@ impl Inner {
             _ => self.judge(peer, request, &mut credential).await,
         };
         match judged {
-            Ok(issued) => {
+            Ok((issued, signer)) => {
                 self.metrics.request(credential, Outcome::Issued, began.elapsed());
                 let certificate = &issued.certificate;
                 tracing::info!(
@@ -76,7 +84,7 @@ impl Inner {
                     not_after = rfc3339(certificate.not_after),
                     "certificate issued"
                 );
-                Ok(issued)
+                Ok((issued, signer))
             }
             Err(refused) => {
                 if refused.is_callers_fault() {
@@ -98,14 +106,14 @@ impl Inner {
         peer: PeerCertificate,
         request: Request<IstioCertificateRequest>,
         credential: &mut &'static str,
-    ) -> Result<Issued, Refused> {
+    ) -> Result<(Issued, Arc<Authority>), Refused> {
         let authorization = match request.metadata().get("authorization").map(|value| value.to_str()) {
             Some(Ok(text)) => Some(text),
             Some(Err(_)) => return Err(Refusal::NotBearer.into()),
             None => None,
         };
-        let evidence = Evidence::of(authorization, peer.certificate)?;
-        *credential = evidence.kind().as_str();
+        let shown = Credential::of(authorization, peer.certificate)?;
+        *credential = shown.as_str();
         let request = request.into_inner();
         let key = RequestedKey::from_csr_pem(&request.csr)?;
         let ttl = match u64::try_from(request.validity_duration) {
@@ -113,13 +121,14 @@ impl Inner {
             Ok(seconds) => Duration::from_secs(seconds),
             Err(_) => return Err(Refused::negative_validity()),
         };
-        let (authority, rates) = (Arc::clone(&self.authority), Arc::clone(&self.rates));
+        let evidence = self.attestation.examine(shown, self.live.get().trust_domain()).await?;
+        let (rates, evidence) = (Arc::clone(&self.rates), Arc::new(evidence));
         let now = OffsetDateTime::now_utc();
-        let issue = move |database: &mut Database| {
+        let issue = move |database: &mut Database, authority: &Authority| {
             let admit = |id: &_| rates.admit(id).map_err(|(limit, wait)| Refusal::TooMany { limit, wait });
-            issue::on_evidence(database, &authority, &evidence, &key, ttl, now, admit)
+            issue::on_evidence(database, authority, &evidence, &key, ttl, now, admit)
         };
-        Ok(self.store.run(issue).await??)
+        Ok(self.live.issue(&self.store, issue).await??)
     }
 }
 
@@ -129,9 +138,8 @@ impl IstioCertificateService for Enrolment {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let issued = self.0.enrol(request).await?;
-        let intermediate = self.0.authority.intermediate_pem().to_owned();
-        let root = self.0.authority.bundle_pem().to_owned();
+        let (issued, signer) = self.0.enrol(request).await?;
+        let (intermediate, root) = (signer.intermediate_pem().to_owned(), signer.root_pem().to_owned());
         let cert_chain = vec![issued.certificate.pem, intermediate, root];
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }

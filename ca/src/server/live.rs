@@ -15,8 +15,9 @@ use tokio::{
 
 use super::ServeError;
 use crate::{
-    authority::{Authority, Password, Upkeep, upkeep},
-    store::Database,
+    authority::{Authority, AuthorityError, Password, Upkeep, upkeep},
+    issue::{IssueError, Issued},
+    store::{Database, Store, StoreGone},
 };
 
 /// How often the database is asked whether something changed: one small row.
@@ -61,8 +62,30 @@ impl Live {
         self.look.notify_one();
     }
 
+    /// Issues with the intermediate of this moment, and gives back whose it was. Another process may have activated
+    /// another one a moment ago; then that one is waited for, and the work done again.
+    pub(crate) async fn issue(
+        &self,
+        store: &Store,
+        work: impl Fn(&mut Database, &Authority) -> Result<Issued, IssueError> + Clone + Send + 'static,
+    ) -> Result<Result<(Issued, Arc<Authority>), IssueError>, StoreGone> {
+        let mut again = true;
+        loop {
+            let authority = self.get();
+            let (signer, work) = (Arc::clone(&authority), work.clone());
+            match store.run(move |database| work(database, &signer)).await? {
+                Err(IssueError::Authority(AuthorityError::Retired { .. }))
+                    if again && self.wait_for_another(&authority).await =>
+                {
+                    again = false;
+                }
+                other => return Ok(other.map(|issued| (issued, authority))),
+            }
+        }
+    }
+
     /// Waits until another intermediate signs than that of `old`, for a few seconds at most. `false`: it does not.
-    pub(super) async fn wait_for_another(&self, old: &Authority) -> bool {
+    async fn wait_for_another(&self, old: &Authority) -> bool {
         let mut changes = self.changes();
         let is_other = || self.get().active().row.fingerprint != old.active().row.fingerprint;
         self.look();

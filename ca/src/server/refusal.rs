@@ -82,6 +82,9 @@ impl From<Refusal> for Refused {
         match refusal {
             Refusal::Nothing
             | Refusal::NotBearer
+            | Refusal::TokenTooLong(_)
+            | Refusal::NoServiceAccounts
+            | Refusal::ServiceAccountToken { .. }
             | Refusal::UnknownToken
             | Refusal::TokenUsed(_)
             | Refusal::TokenRevoked(_)
@@ -91,6 +94,11 @@ impl From<Refusal> for Refused {
             | Refusal::Blocked { .. }
             | Refusal::Certificate(_)
             | Refusal::Subject(_) => Self::caller(Code::PermissionDenied, refusal.reason(), words),
+            Refusal::Unreachable(why) => {
+                tracing::error!(%why, "cannot examine a service-account token");
+                let words = "the cluster cannot be asked about this token at the moment; the CA's log says why";
+                Self::own(Code::Unavailable, "unreachable", words)
+            }
             Refusal::TooMany { limit, wait } => Self::too_many(limit, wait),
             Refusal::Store(error) => broken(&error),
         }

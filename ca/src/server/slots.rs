@@ -67,7 +67,9 @@ impl Slots {
 
     /// Connections at this moment.
     pub(super) fn used(&self) -> usize {
-        self.size as usize - self.total.available_permits()
+        // Not by the places: the one for the next connection is taken before it comes.
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.values().map(|used| used.connections as usize).sum()
     }
 
     /// Waits until every connection has ended.

@@ -15,6 +15,10 @@ pub enum CredentialKind {
     Token,
     /// The certificate that it renews.
     Certificate,
+    /// A Kubernetes service account that the API server vouched for.
+    Kubernetes,
+    /// A Kubernetes service account that the cluster's signing key vouched for.
+    Oidc,
     /// The enrolment server made it for itself.
     Server,
 }
@@ -26,12 +30,14 @@ impl CredentialKind {
             Self::Operator => "operator",
             Self::Token => "token",
             Self::Certificate => "certificate",
+            Self::Kubernetes => "kubernetes",
+            Self::Oidc => "oidc",
             Self::Server => "server",
         }
     }
 
     fn parse(text: &str) -> Result<Self, StoreError> {
-        [Self::Operator, Self::Token, Self::Certificate, Self::Server]
+        [Self::Operator, Self::Token, Self::Certificate, Self::Kubernetes, Self::Oidc, Self::Server]
             .into_iter()
             .find(|k| k.as_str() == text)
             .ok_or_else(|| StoreError::Damaged(format!("the unknown credential \"{text}\"")))

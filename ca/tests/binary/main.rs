@@ -1,13 +1,17 @@
 //! The real binary: made, served, asked, killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod admin;
 mod examine;
 mod hostile;
 mod keys;
 mod kills;
+mod kubernetes;
+mod oidc;
 mod operator;
 mod rotate;
 mod serving;
+mod stand_in;
 
 use std::{
     io::{BufRead, BufReader},

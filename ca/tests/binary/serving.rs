@@ -2,9 +2,11 @@
 
 use std::{process::Command, sync::Arc, time::Duration};
 
+use outrigger_ca::authority::{InitOptions, init};
 use outrigger_identity::{
+    TrustDomain,
     csr::new_key_and_csr,
-    enrol::{Credential, EnrolCause},
+    enrol::{Credential, EnrolCause, EnrolRequest, enrol},
 };
 use rustls::{
     ClientConfig, RootCertStore,
@@ -103,6 +105,7 @@ async fn probes_and_metrics_say_what_has_happened() {
         r#"outrigger_ca_request_duration_seconds_count{outcome="issued"} 1"#,
         "outrigger_ca_join_tokens_waiting 1",
         "outrigger_ca_store_queue 0",
+        "outrigger_ca_connections 0",
         "outrigger_ca_ready 1",
     ] {
         assert!(metrics.text.lines().any(|l| l == line), "no {line} in\n{}", metrics.text);
@@ -133,6 +136,26 @@ fn what_cannot_issue_is_not_ready_and_says_why() {
 }
 
 #[test]
+fn an_expired_issuer_is_not_ready_and_names_the_commands() {
+    let ca = Ca { dir: tempfile::tempdir().unwrap() };
+    let mut options = InitOptions::new(TrustDomain::parse("mesh.example").unwrap());
+    options.intermediate_ttl = Duration::from_secs(3600);
+    // With the root's key at hand the server would make itself another intermediate.
+    options.offline_root = Some(ca.dir.path().join("root-key.pem"));
+    let born = time::OffsetDateTime::now_utc() - Duration::from_secs(3600 - 3);
+    init(&ca.dir.path().join("ca"), options, born).unwrap();
+    let server = ca.serve_with(&METRICS);
+    let url = format!("http://{}/readyz", server.metrics.as_ref().unwrap());
+    assert_eq!(curl(&ca, &url, &[]).status, 200);
+    std::thread::sleep(Duration::from_secs(4));
+    let got = curl(&ca, &url, &[]);
+    assert!(got.status == 503 && got.text.contains("rotate prepare"), "{}", got.text);
+    let metrics = curl(&ca, &url.replace("readyz", "metrics"), &[]).text;
+    let line = metrics.lines().find(|l| l.contains("expiry_seconds{certificate=\"intermediate\"")).unwrap();
+    assert!(line.rsplit(' ').next().unwrap().starts_with('-'), "{line}");
+}
+
+#[test]
 fn a_taken_metrics_port_is_told_with_its_option() {
     let ca = Ca::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -145,7 +168,7 @@ fn a_taken_metrics_port_is_told_with_its_option() {
 #[tokio::test]
 async fn failures_are_limited_by_address_and_successes_are_not() {
     let ca = Ca::new();
-    let server = ca.serve_with(&["--failed-attempts", "1/m:3"]);
+    let server = ca.serve_with(&[&METRICS[..], &["--failed-attempts", "1/m:3"]].concat());
     let (bundle, tokens) = (ca.bundle(), ca.tokens(40));
     let (key, csr) = new_key_and_csr(None).unwrap();
     let mut enrolled = None;
@@ -164,7 +187,43 @@ async fn failures_are_limited_by_address_and_successes_are_not() {
     let chain_pem = enrolled.unwrap().chain_pem;
     let mine = Credential::Certificate { chain_pem, key_pem: key.as_str().to_owned() };
     ask(&server, &bundle, mine, csr.as_str()).await.unwrap();
-    assert!(ca.log().iter().filter(|e| e["credential"] == "token").count() == 30);
+    assert_eq!(ca.log().iter().filter(|e| e["credential"] == "token").count(), 30);
+    let metrics = curl(&ca, &format!("http://{}/metrics", server.metrics.as_ref().unwrap()), &[]);
+    for line in [
+        r#"outrigger_ca_rate_limited_total{limit="failures"} 1"#,
+        r#"outrigger_ca_refusals_total{reason="token_unknown"} 3"#,
+        r#"outrigger_ca_refusals_total{reason="rate_limited"} 1"#,
+    ] {
+        assert!(metrics.text.lines().any(|l| l == line), "no {line} in\n{}", metrics.text);
+    }
+}
+
+/// The limits of the defaults let a herd behind one address through, each at its first try.
+#[tokio::test]
+async fn a_thousand_sidecars_that_start_at_once_behind_one_address_are_all_served() {
+    const HERD: usize = 1000;
+    let ca = Ca::new();
+    let server = ca.serve_with(&METRICS);
+    let (bundle, tokens) = (Arc::new(ca.bundle()), ca.tokens(HERD));
+    let (_, csr) = new_key_and_csr(None).unwrap();
+    let csr = Arc::new(csr.as_str().to_owned());
+    let began = Instant::now();
+    let mut herd = tokio::task::JoinSet::new();
+    for token in tokens {
+        let (bundle, csr, address) = (Arc::clone(&bundle), Arc::clone(&csr), server.address.clone());
+        herd.spawn(async move {
+            let credential = Credential::Token(token);
+            let request = EnrolRequest { address: &address, bundle_pem: &bundle, credential, csr_pem: &csr, ttl: None };
+            enrol(request).await.map(drop)
+        });
+    }
+    let results = herd.join_all().await;
+    let took = began.elapsed();
+    let failures: Vec<String> = results.into_iter().filter_map(|r| r.err().map(|e| e.to_string())).collect();
+    println!("{HERD} enrolments in {took:?}, {:.0} a second", HERD as f64 / took.as_secs_f64());
+    assert!(failures.is_empty(), "{} failed, the first: {}", failures.len(), failures[0]);
+    let metrics = curl(&ca, &format!("http://{}/metrics", server.metrics.as_ref().unwrap()), &[]);
+    assert!(metrics.text.contains(r#"{credential="token",outcome="issued"} 1000"#), "{}", metrics.text);
 }
 
 #[tokio::test]
@@ -173,25 +232,30 @@ async fn one_identity_is_limited_and_its_token_survives_the_refusal() {
     let server = ca.serve_with(&["--id-rate", "2/s:2"]);
     let (bundle, tokens) = (ca.bundle(), ca.tokens(3));
     let (_, csr) = new_key_and_csr(None).unwrap();
-    let enrol = |token: &str| ask(&server, &bundle, Credential::Token(token.to_owned()), csr.as_str());
-    enrol(&tokens[0]).await.unwrap();
-    enrol(&tokens[1]).await.unwrap();
-    let error = enrol(&tokens[2]).await.unwrap_err();
+    let renew = |token: &str| ask(&server, &bundle, Credential::Token(token.to_owned()), csr.as_str());
+    renew(&tokens[0]).await.unwrap();
+    renew(&tokens[1]).await.unwrap();
+    let error = renew(&tokens[2]).await.unwrap_err();
     assert!(error.to_string().contains("this identity"), "{error}");
     let other = ca.token("spiffe://mesh.example/other");
     ask(&server, &bundle, Credential::Token(other), csr.as_str()).await.unwrap();
     sleep(Duration::from_secs(1)).await;
-    enrol(&tokens[2]).await.unwrap();
+    renew(&tokens[2]).await.unwrap();
 }
 
 async fn tls(ca: &Ca, server: &Server, alpn: &[u8]) -> TlsStream<TcpStream> {
+    tls_to(&ca.bundle(), &server.address, alpn).await
+}
+
+/// A TLS connection without a certificate.
+pub(crate) async fn tls_to(bundle: &str, address: &str, alpn: &[u8]) -> TlsStream<TcpStream> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca.bundle().as_bytes()).unwrap()).unwrap();
+    roots.add(CertificateDer::from_pem_slice(bundle.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![alpn.to_vec()];
-    let tcp = TcpStream::connect(&server.address).await.unwrap();
+    let tcp = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
 }
