@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     authority::{AuthorityError, Directory, Password, is_encrypted, rfc3339},
-    store::{ChainFault, Database, verify_chain, verify_revocations},
+    store::{ChainFault, Database},
 };
 
 /// Below this share of its life a certificate of the CA must be seen to.
@@ -66,9 +66,9 @@ pub fn check(directory: Directory, password: Option<&Password>, now: OffsetDateT
         checks.push(life("prepared_life", "prepared intermediate", &prepared.der, now));
         checks.push(prepared_key(&directory, password));
     }
-    match Database::open(&directory.database_path()) {
+    match Database::of(&directory) {
         Ok(mut database) => {
-            checks.push(pages(&database));
+            checks.push(pages(&mut database));
             checks.push(chain(&mut database));
         }
         Err(error) => checks.push(Check { name: "database", level: Level::Failure, detail: error.to_string() }),
@@ -252,7 +252,7 @@ fn prepared_key(directory: &Directory, password: Option<&Password>) -> Check {
     Check { name, level, detail }
 }
 
-fn pages(database: &Database) -> Check {
+fn pages(database: &mut Database) -> Check {
     let name = "database";
     let (level, detail) = match database.integrity() {
         Ok(wrong) if wrong.is_empty() => (Level::Ok, "SQLite finds nothing wrong with ca.db".to_owned()),
@@ -264,7 +264,7 @@ fn pages(database: &Database) -> Check {
 
 fn chain(database: &mut Database) -> Check {
     let name = "log";
-    let proved = database.snapshot::<_, ChainFault>(|tx| Ok((verify_chain(tx, None)?, verify_revocations(tx)?)));
+    let proved = database.snapshot::<_, ChainFault>(|tx| Ok((tx.verify_chain(None)?, tx.verify_revocations()?)));
     let (level, detail) = match proved {
         Ok((report, (revocations, _))) => {
             let (records, head) = (report.records, report.head);

@@ -1,6 +1,9 @@
 //! The one way in which a certificate comes to be: proof, signature, record, all in one transaction. A certificate
 //! is returned from here after its record is on the disk, and a credential that is spent once is spent in the same
 //! stroke; a crash at any moment leaves both or neither.
+//!
+//! These functions run in a transaction, whose `Ok` the caller awaits before the certificate leaves. They may run more than
+//! once, for a transaction that has to be tried again; what an earlier run signed is then dropped.
 
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use time::OffsetDateTime;
 use crate::{
     attest::{Evidence, Refusal, attest},
     authority::{Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject, rfc3339},
-    store::{AuthorityState, CredentialKind, Database, LogEntry, StoreError, append, authority_state, blocked_at},
+    store::{AuthorityState, CredentialKind, LogEntry, StoreError, Transaction},
 };
 
 /// A certificate whose record is durable.
@@ -50,63 +53,57 @@ impl From<Refusal> for IssueError {
 /// For a caller over the network: evidence first, then whether whoever it proves may have one more (`admit`). A token
 /// of a caller who is told to come back is not spent.
 pub fn on_evidence(
-    database: &mut Database,
+    tx: &mut Transaction<'_>,
     authority: &Authority,
     evidence: &Evidence,
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
-    admit: impl Fn(&SpiffeId) -> Result<(), Refusal>,
+    admit: impl FnOnce(&SpiffeId) -> Result<(), Refusal>,
 ) -> Result<Issued, IssueError> {
-    database.transaction(|tx| {
-        let attested = attest(tx, authority, evidence, now)?;
-        may_issue(tx, authority, Some(&attested.subject.id))?;
-        admit(&attested.subject.id)?;
-        let certificate = authority.sign_workload(&attested.subject, key, ttl, now)?;
-        let owner = Owner::from(attested.subject);
-        record(tx, certificate, owner, attested.kind, Some(attested.reference), now)
-    })
+    let attested = attest(tx, authority, evidence, now)?;
+    may_issue(tx, authority, Some(&attested.subject.id))?;
+    admit(&attested.subject.id)?;
+    let certificate = authority.sign_workload(&attested.subject, key, ttl, now)?;
+    let owner = Owner::from(attested.subject);
+    record(tx, certificate, owner, attested.kind, Some(attested.reference), now)
 }
 
 /// For an operator, who can read the CA's key and therefore needs no other proof, or whom the kernel vouches for (`by`).
 pub fn for_operator(
-    database: &mut Database,
+    tx: &mut Transaction<'_>,
     authority: &Authority,
-    subject: Subject,
+    subject: &Subject,
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
     by: Option<String>,
 ) -> Result<Issued, IssueError> {
-    database.transaction(|tx| {
-        may_issue(tx, authority, Some(&subject.id))?;
-        let certificate = authority.sign_workload(&subject, key, ttl, now)?;
-        record(tx, certificate, Owner::from(subject), CredentialKind::Operator, by, now)
-    })
+    may_issue(tx, authority, Some(&subject.id))?;
+    let certificate = authority.sign_workload(subject, key, ttl, now)?;
+    record(tx, certificate, Owner::from(subject.clone()), CredentialKind::Operator, by, now)
 }
 
 /// For the enrolment server itself.
 pub fn for_server(
-    database: &mut Database,
+    tx: &mut Transaction<'_>,
     authority: &Authority,
     key: &SecretKey,
     ttl: Duration,
     now: OffsetDateTime,
 ) -> Result<Issued, IssueError> {
-    database.transaction(|tx| {
-        may_issue(tx, authority, None)?;
-        let certificate = authority.sign_server(key, ttl, now)?;
-        let owner = Owner { id: None, dns_names: authority.server_names().to_vec() };
-        record(tx, certificate, owner, CredentialKind::Server, None, now)
-    })
+    may_issue(tx, authority, None)?;
+    let certificate = authority.sign_server(key, ttl, now)?;
+    let owner = Owner { id: None, dns_names: authority.server_names().to_vec() };
+    record(tx, certificate, owner, CredentialKind::Server, None, now)
 }
 
 /// Whether the intermediate in memory still signs, as the database has it in this transaction: after another was
 /// activated nothing is signed with the old one any more, whatever process has not heard of it. And whether the id is
 /// blocked.
-fn may_issue(tx: &rusqlite::Transaction<'_>, authority: &Authority, id: Option<&SpiffeId>) -> Result<(), IssueError> {
+fn may_issue(tx: &mut Transaction<'_>, authority: &Authority, id: Option<&SpiffeId>) -> Result<(), IssueError> {
     let active = authority.active();
-    match authority_state(tx, &active.row.fingerprint)? {
+    match tx.authority_state(&active.row.fingerprint)? {
         Some(AuthorityState::Active) => {}
         other => {
             let state = other.map_or("unknown to the database", AuthorityState::as_str);
@@ -114,7 +111,7 @@ fn may_issue(tx: &rusqlite::Transaction<'_>, authority: &Authority, id: Option<&
         }
     }
     if let Some(id) = id
-        && let Some(at) = blocked_at(tx, id.as_str())?
+        && let Some(at) = tx.blocked_at(id.as_str())?
     {
         return Err(Refusal::Blocked { id: id.to_string(), at: rfc3339(at) }.into());
     }
@@ -133,26 +130,23 @@ impl From<Subject> for Owner {
 }
 
 fn record(
-    tx: &rusqlite::Transaction<'_>,
+    tx: &mut Transaction<'_>,
     certificate: SignedCertificate,
     owner: Owner,
     credential: CredentialKind,
     credential_ref: Option<String>,
     now: OffsetDateTime,
 ) -> Result<Issued, IssueError> {
-    append(
-        tx,
-        &LogEntry {
-            serial: certificate.serial.clone(),
-            id: owner.id.clone(),
-            dns_names: owner.dns_names,
-            not_before: certificate.not_before,
-            not_after: certificate.not_after,
-            credential,
-            credential_ref,
-            certificate: certificate.der.to_vec(),
-            issued_at: now,
-        },
-    )?;
+    tx.append(&LogEntry {
+        serial: certificate.serial.clone(),
+        id: owner.id.clone(),
+        dns_names: owner.dns_names,
+        not_before: certificate.not_before,
+        not_after: certificate.not_after,
+        credential,
+        credential_ref,
+        certificate: certificate.der.to_vec(),
+        issued_at: now,
+    })?;
     Ok(Issued { certificate, id: owner.id, credential })
 }

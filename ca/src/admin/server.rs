@@ -28,11 +28,11 @@ use super::{
     TokenWish,
 };
 use crate::{
-    attest::{CreateError, TokenHash, create_token},
+    attest::{CreateError, TokenHash, create_token_in},
     authority::{Authority, AuthorityError, MAX_TTL, RequestedKey, rfc3339},
     issue::{self, IssueError},
     server::{Live, Observer, ServeError},
-    store::{Database, Store},
+    store::{Store, Transaction},
 };
 
 /// Connections at a time.
@@ -175,7 +175,7 @@ impl Admin {
         let subject = self.live.get().subject(&wish.id, &wish.dns)?;
         let now = OffsetDateTime::now_utc();
         let dns = subject.dns_names.clone();
-        let token = self.store.run(move |database| create_token(database, &subject, ttl, now)).await??;
+        let token = self.store.transaction(move |tx| create_token_in(tx, &subject, ttl, now)).await??;
         let reference = TokenHash::of(token.as_str()).to_hex();
         tracing::info!(uid, id = wish.id, r#ref = &reference[..16], "join token made on the admin socket");
         let token = token.as_str().to_owned();
@@ -190,8 +190,8 @@ impl Admin {
         let now = OffsetDateTime::now_utc();
         let dns = subject.dns_names.clone();
         let by = Some(format!("admin socket, uid {uid}"));
-        let issue = move |database: &mut Database, authority: &Authority| {
-            issue::for_operator(database, authority, subject.clone(), &key, ttl, now, by.clone())
+        let issue = move |tx: &mut Transaction<'_>, authority: &Authority| {
+            issue::for_operator(tx, authority, &subject, &key, ttl, now, by.clone())
         };
         let (issued, signer) = self.live.issue(&self.store, issue).await??;
         let issued = issued.certificate;

@@ -2,14 +2,13 @@
 
 use std::{fmt, time::Duration};
 
-use rusqlite::Transaction;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::{Attested, Attestor, Refusal};
 use crate::{
     authority::{Authority, AuthorityError, Subject, hex, random_bytes, rfc3339},
-    store::{CredentialKind, Database, StoreError, TokenRow, TokenState, insert_token, spend_token, token_by_hash},
+    store::{CredentialKind, Database, StoreError, TokenRow, TokenState, Transaction},
 };
 
 /// Lets secret scanners and people recognise one.
@@ -66,6 +65,16 @@ pub fn create(
     ttl: Duration,
     now: OffsetDateTime,
 ) -> Result<JoinToken, CreateError> {
+    database.transaction(|tx| create_in(tx, subject, ttl, now))
+}
+
+/// The same in a transaction; the token is worth nothing before that is committed.
+pub fn create_in(
+    tx: &mut Transaction<'_>,
+    subject: &Subject,
+    ttl: Duration,
+    now: OffsetDateTime,
+) -> Result<JoinToken, CreateError> {
     let token = JoinToken(format!("{PREFIX}{}", hex(&random_bytes::<32>()?)));
     let row = TokenRow {
         id: subject.id.to_string(),
@@ -75,15 +84,15 @@ pub fn create(
         used_at: None,
         revoked_at: None,
     };
-    database.transaction(|tx| insert_token(tx, &TokenHash::of(token.as_str()).0, &row))?;
+    tx.insert_token(&TokenHash::of(token.as_str()).0, &row)?;
     Ok(token)
 }
 
 impl Attestor for TokenHash {
-    fn attest(&self, tx: &Transaction<'_>, _: &Authority, now: OffsetDateTime) -> Result<Attested, Refusal> {
+    fn attest(&self, tx: &mut Transaction<'_>, _: &Authority, now: OffsetDateTime) -> Result<Attested, Refusal> {
         let hash = self;
-        let row = token_by_hash(tx, &hash.0)?.ok_or(Refusal::UnknownToken)?;
-        if !spend_token(tx, &hash.0, now)? {
+        let row = tx.token_by_hash(&hash.0)?.ok_or(Refusal::UnknownToken)?;
+        if !tx.spend_token(&hash.0, now)? {
             return Err(match row.state(now) {
                 TokenState::Used(at) => Refusal::TokenUsed(rfc3339(at)),
                 TokenState::Revoked(at) => Refusal::TokenRevoked(rfc3339(at)),

@@ -12,13 +12,12 @@ mod token_review;
 use std::time::Duration;
 
 use outrigger_identity::TrustDomain;
-use rusqlite::Transaction;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 pub use https::{Https, HttpsError};
-pub use join_token::{CreateError, JoinToken, TokenHash, create as create_token};
+pub use join_token::{CreateError, JoinToken, TokenHash, create as create_token, create_in as create_token_in};
 pub use jwks::KeySource;
 pub use oidc::Oidc;
 pub use service_account::{DnsTemplate, DnsTemplateError, VouchedAccount};
@@ -27,7 +26,7 @@ pub use token_review::TokenReview;
 use crate::{
     authority::{Authority, Subject, SubjectError},
     limits::Exceeded,
-    store::{CredentialKind, StoreError},
+    store::{CredentialKind, StoreError, Transaction},
 };
 
 /// The longest bearer token, in bytes. One of Kubernetes has one to two KiB.
@@ -93,7 +92,8 @@ pub enum Evidence {
 /// One kind of proof, judged in the transaction that records the issuance, and consumed there if it is of the kind that
 /// is consumed.
 trait Attestor {
-    fn attest(&self, tx: &Transaction<'_>, authority: &Authority, now: OffsetDateTime) -> Result<Attested, Refusal>;
+    fn attest(&self, tx: &mut Transaction<'_>, authority: &Authority, now: OffsetDateTime)
+    -> Result<Attested, Refusal>;
 }
 
 impl Evidence {
@@ -302,7 +302,7 @@ impl Refusal {
 
 /// Judges evidence inside the transaction that will record the issuance.
 pub fn attest(
-    tx: &Transaction<'_>,
+    tx: &mut Transaction<'_>,
     authority: &Authority,
     evidence: &Evidence,
     now: OffsetDateTime,

@@ -194,3 +194,64 @@ fn is_for(key: &Jwk, algorithm: Algorithm, name: &str) -> bool {
     let fits = DecodingKey::from_jwk(key).is_ok_and(|key| key.family() == algorithm.family());
     named && signs && verifies && fits
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use jsonwebtoken::{EncodingKey, Header, encode};
+    use rcgen::{KeyPair, PublicKeyData as _};
+    use serde_json::json;
+
+    use super::*;
+
+    const ISSUER: &str = "https://issuer.example";
+
+    fn world(folder: &std::path::Path) -> (Oidc, String) {
+        let pair = KeyPair::generate().unwrap();
+        let point = pair.der_bytes();
+        let [x, y] =
+            [&point[1..33], &point[33..65]].map(|part| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(part));
+        let keys = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "kid": "one", "x": x, "y": y }] });
+        let file = folder.join("jwks.json");
+        std::fs::write(&file, keys.to_string()).unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let claims = json!({
+            "iss": ISSUER, "aud": "outrigger-ca", "exp": now + 600, "iat": now, "nbf": now,
+            "sub": "system:serviceaccount:shop:orders",
+            "kubernetes.io": {
+                "namespace": "shop", "serviceaccount": { "name": "orders" }, "pod": { "name": "p", "uid": "u" }
+            },
+        });
+        let header = Header { kid: Some("one".into()), ..Header::new(Algorithm::ES256) };
+        let token = encode(&header, &claims, &EncodingKey::from_ec_der(&pair.serialize_der())).unwrap();
+        (Oidc::new(ISSUER.into(), vec!["outrigger-ca".into()], KeySource::File(file)), token)
+    }
+
+    /// Any change at any place takes a token its worth, and nothing panics.
+    #[tokio::test]
+    async fn a_changed_token_is_never_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let (oidc, token) = world(folder.path());
+        assert_eq!(oidc.examine(&token).await.unwrap().name(), "orders");
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..3000 {
+            let mut bytes = token.clone().into_bytes();
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..bytes.len());
+                match random.u8(..4) {
+                    0 => bytes[at] = random.u8(0x20..0x7f),
+                    1 => drop(bytes.remove(at)),
+                    2 => bytes.insert(at, random.u8(0x20..0x7f)),
+                    _ => bytes.truncate(at.max(4)),
+                }
+            }
+            let changed = String::from_utf8(bytes).unwrap();
+            if changed != token {
+                let refusal = oidc.examine(&changed).await.expect_err(&changed);
+                assert!(matches!(refusal, Refusal::ServiceAccountToken { .. }), "{refusal}");
+            }
+        }
+    }
+}

@@ -2,7 +2,6 @@
 //! it, so nothing in a request and no slip in reading a certificate can change who a workload is.
 
 use outrigger_identity::SpiffeId;
-use rusqlite::Transaction;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -10,11 +9,16 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::{Attested, Attestor, Refusal};
 use crate::{
     authority::{Authority, Subject, hex, rfc3339},
-    store::{CredentialKind, by_serial, revoked_at},
+    store::{CredentialKind, Transaction},
 };
 
 impl Attestor for CertificateDer<'static> {
-    fn attest(&self, tx: &Transaction<'_>, authority: &Authority, now: OffsetDateTime) -> Result<Attested, Refusal> {
+    fn attest(
+        &self,
+        tx: &mut Transaction<'_>,
+        authority: &Authority,
+        now: OffsetDateTime,
+    ) -> Result<Attested, Refusal> {
         let certificate = self;
         let (_, parsed) =
             X509Certificate::from_der(certificate).map_err(|_| Refusal::Certificate("it cannot be read"))?;
@@ -28,12 +32,13 @@ impl Attestor for CertificateDer<'static> {
             return Err(Refusal::Certificate("it belongs to another trust domain"));
         }
         let serial = hex(parsed.raw_serial());
-        let entry = by_serial(tx, &serial)?
+        let entry = tx
+            .by_serial(&serial)?
             .ok_or(Refusal::Certificate("the issuance log has no such serial, perhaps because it was restored"))?;
         if entry.certificate != certificate.as_ref() || entry.id.as_ref() != Some(&id) {
             return Err(Refusal::Certificate("it is not the one that the issuance log has under its serial"));
         }
-        if let Some(at) = revoked_at(tx, &serial)? {
+        if let Some(at) = tx.revoked_at(&serial)? {
             return Err(Refusal::CertificateRevoked(rfc3339(at)));
         }
         let subject = Subject { id, dns_names: entry.dns_names };

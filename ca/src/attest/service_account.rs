@@ -160,7 +160,7 @@ impl VouchedAccount {
 
 impl Attestor for VouchedAccount {
     /// All was examined before: a token of Kubernetes is good until it expires, so there is nothing to spend.
-    fn attest(&self, _: &super::Transaction<'_>, _: &Authority, _: OffsetDateTime) -> Result<Attested, Refusal> {
+    fn attest(&self, _: &mut super::Transaction<'_>, _: &Authority, _: OffsetDateTime) -> Result<Attested, Refusal> {
         Ok(Attested { subject: self.subject.clone(), kind: self.kind, reference: self.reference.clone() })
     }
 }

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     authority::{DEFAULT_TTL, InitOptions, RequestedKey, init},
     issue::{self, IssueError},
-    store::{Database, LogEntry, append},
+    store::{Database, LogEntry},
 };
 
 struct World {
@@ -40,7 +40,8 @@ impl World {
 
     fn enrol(&mut self, evidence: &Evidence, now: OffsetDateTime) -> Result<issue::Issued, IssueError> {
         let key = RequestedKey::of(&KeyPair::generate().unwrap()).unwrap();
-        issue::on_evidence(&mut self.database, &self.authority, evidence, &key, DEFAULT_TTL, now, |_| Ok(()))
+        self.database
+            .transaction(|tx| issue::on_evidence(tx, &self.authority, evidence, &key, DEFAULT_TTL, now, |_| Ok(())))
     }
 
     /// A certificate that our own intermediate has signed, with names of the test's choice.
@@ -70,7 +71,7 @@ impl World {
             certificate: der.to_vec(),
             issued_at: now(),
         };
-        self.database.transaction(|tx| append(tx, &entry)).unwrap();
+        self.database.transaction(|tx| tx.append(&entry)).unwrap();
     }
 }
 
@@ -116,8 +117,8 @@ fn a_revoked_token_enrols_nobody_and_says_so() {
     let mut world = world();
     let token = world.token(Duration::from_secs(60));
     let hash = TokenHash::of(token.as_str());
-    let (row, _) = crate::store::list_tokens(world.database.connection()).unwrap().remove(0);
-    world.database.transaction(|tx| crate::store::revoke_token(tx, &row, now())).unwrap();
+    let (row, _) = world.database.snapshot(|tx| tx.list_tokens()).unwrap().remove(0);
+    world.database.transaction(|tx| tx.revoke_token(&row, now())).unwrap();
     let error = world.enrol(&Evidence::JoinToken(hash), now()).unwrap_err();
     assert!(matches!(error, IssueError::Refused(Refusal::TokenRevoked(_))), "{error}");
 }
@@ -150,7 +151,7 @@ fn a_renewal_keeps_id_and_names_from_the_log() {
     let evidence = Evidence::Certificate(first.certificate.der.clone());
     let second = world.enrol(&evidence, now()).unwrap();
     assert_ne!(second.certificate.serial, first.certificate.serial);
-    let entry = crate::store::by_serial(world.database.connection(), &second.certificate.serial).unwrap().unwrap();
+    let entry = world.database.snapshot(|tx| tx.by_serial(&second.certificate.serial)).unwrap().unwrap();
     assert_eq!(entry.id.unwrap().as_str(), "spiffe://mesh.example/a");
     assert_eq!(entry.dns_names, ["a.mesh"]);
     assert_eq!(entry.credential_ref.unwrap(), first.certificate.serial);

@@ -6,23 +6,20 @@ use rcgen::{
     CertificateRevocationListParams, Issuer, KeyIdMethod, RevocationReason as Code, RevokedCertParams, SerialNumber,
     SigningKey,
 };
-use rusqlite::Connection;
 use time::OffsetDateTime;
 
 use super::{AuthorityError, BACKDATE, members::Member};
-use crate::store::{
-    AuthorityKind, CrlRow, RevocationReason, crl_of, newest_revocation_of, next_crl_number, put_crl, revocations_of,
-};
+use crate::store::{AuthorityKind, CrlRow, RevocationReason, Transaction};
 
 /// How long a list is good. It is made anew at half of that, and at each revocation; a verifier that cannot reach the CA
 /// keeps the last one.
 pub const CRL_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Whether an issuer's list must be made anew: there is none, it lacks a revocation, or half of its time is over.
-pub(super) fn is_due(connection: &Connection, issuer: &Member, now: OffsetDateTime) -> Result<bool, AuthorityError> {
-    let Some(crl) = crl_of(connection, &issuer.row.fingerprint)? else { return Ok(true) };
+pub(super) fn is_due(tx: &mut Transaction<'_>, issuer: &Member, now: OffsetDateTime) -> Result<bool, AuthorityError> {
+    let Some(crl) = tx.crl_of(&issuer.row.fingerprint)? else { return Ok(true) };
     let half = crl.made_at + (crl.next_update - crl.made_at) / 2;
-    Ok(now >= half || crl.newest != newest_revocation_of(connection, &issuer.row.fingerprint)?)
+    Ok(now >= half || crl.newest != tx.newest_revocation_of(&issuer.row.fingerprint)?)
 }
 
 /// Signs an issuer's list and records it in the place of the one before. Expired certificates are not on it.
@@ -30,7 +27,7 @@ pub(super) fn is_due(connection: &Connection, issuer: &Member, now: OffsetDateTi
 /// A root's key may lie in a safe, so its list is good until `youngest`, the end of its youngest intermediate: the next
 /// intermediate needs the key again anyway.
 pub(super) fn publish(
-    connection: &Connection,
+    tx: &mut Transaction<'_>,
     issuer: &Member,
     signer: &Issuer<'_, impl SigningKey>,
     youngest: Option<OffsetDateTime>,
@@ -38,8 +35,8 @@ pub(super) fn publish(
 ) -> Result<(), AuthorityError> {
     let now = now.replace_nanosecond(0).unwrap_or(now);
     let fingerprint = &issuer.row.fingerprint;
-    let rows = revocations_of(connection, fingerprint, now)?;
-    let number = next_crl_number(connection, fingerprint)?;
+    let rows = tx.revocations_of(fingerprint, now)?;
+    let number = tx.next_crl_number(fingerprint)?;
     let mut next_update = now + CRL_LIFETIME;
     if issuer.kind() == AuthorityKind::Root {
         next_update = next_update.max(youngest.unwrap_or(next_update));
@@ -63,9 +60,9 @@ pub(super) fn publish(
         key_identifier_method: method,
     }
     .signed_by(signer)?;
-    let newest = newest_revocation_of(connection, fingerprint)?;
+    let newest = tx.newest_revocation_of(fingerprint)?;
     let der = list.der().to_vec();
-    put_crl(connection, &CrlRow { issuer: fingerprint.clone(), number, newest, made_at: now, next_update, der })?;
+    tx.put_crl(&CrlRow { issuer: fingerprint.clone(), number, newest, made_at: now, next_update, der })?;
     Ok(())
 }
 

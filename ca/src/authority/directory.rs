@@ -43,7 +43,7 @@ impl Directory {
             serde_json::from_slice(&text).map_err(|e| files::damaged(&settings_path, e.to_string()))?;
         let mut database = Database::open(&dir.join(DATABASE))?;
         import::run(&mut database, dir, &settings, OffsetDateTime::now_utc())?;
-        Self::of(dir.to_owned(), settings, Members::load(database.connection())?)
+        Self::of(dir.to_owned(), settings, database.snapshot(Members::load)?)
     }
 
     fn of(dir: PathBuf, settings: Settings, members: Members) -> Result<Self, AuthorityError> {

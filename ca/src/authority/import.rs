@@ -7,10 +7,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{AuthorityError, Settings, files, members::fingerprint};
-use crate::store::{
-    AuthorityKind, AuthorityRow, AuthorityState, Database, StoreError, authority_state, insert_authority,
-    list_authorities,
-};
+use crate::store::{AuthorityKind, AuthorityRow, AuthorityState, Database, StoreError};
 
 /// Records what the folder's first files hold, unless it is recorded already.
 pub(super) fn run(
@@ -21,7 +18,7 @@ pub(super) fn run(
 ) -> Result<(), AuthorityError> {
     let file = |name: &str| dir.join(format!("{name}.pem"));
     let signing = file(settings.intermediate.as_deref().unwrap_or("intermediate"));
-    let known = list_authorities(database.connection())?;
+    let known = database.snapshot(|tx| tx.list_authorities())?;
     let is_known = |der: &[u8]| known.iter().any(|row| row.certificate == der);
     if !known.is_empty() && !signing.exists() {
         // The files of the first intermediate went when it was over.
@@ -55,21 +52,21 @@ pub(super) fn run(
             created_at: now,
             changed_at: now,
         };
-        match authority_state(tx, &root_id)? {
+        match tx.authority_state(&root_id)? {
             Some(AuthorityState::Active) => {}
             // Another folder's: a replica must be under a root that the others have.
             Some(state) => {
                 return Err(files::damaged(&root_path, format!("the database has this root as {}", state.as_str())));
             }
-            None if list_authorities(tx)?.is_empty() => {
-                insert_authority(tx, &row(&root.der, AuthorityKind::Root, AuthorityState::Active, None))?;
+            None if tx.list_authorities()?.is_empty() => {
+                tx.insert_authority(&row(&root.der, AuthorityKind::Root, AuthorityState::Active, None))?;
             }
             None => return Err(files::damaged(&root_path, "it is no root of the database beside it".into())),
         }
         for (der, _, state) in &found {
             // Somebody else may have been faster.
-            if authority_state(tx, &fingerprint(der))?.is_none() {
-                insert_authority(tx, &row(der, AuthorityKind::Intermediate, *state, Some(root_id.clone())))?;
+            if tx.authority_state(&fingerprint(der))?.is_none() {
+                tx.insert_authority(&row(der, AuthorityKind::Intermediate, *state, Some(root_id.clone())))?;
             }
         }
         Ok::<(), AuthorityError>(())

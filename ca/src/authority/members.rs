@@ -1,7 +1,6 @@
 //! The roots and intermediates of a trust domain as the database has them at one moment, with the bundle's numbers and the
 //! revocation lists that go with them.
 
-use rusqlite::Connection;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
@@ -11,9 +10,7 @@ use x509_parser::{
 };
 
 use super::{AuthorityError, MAX_TTL, hex};
-use crate::store::{
-    AuthorityKind, AuthorityRow, AuthorityState, BundleRow, CrlRow, StoreError, bundle_row, crl_of, list_authorities,
-};
+use crate::store::{AuthorityKind, AuthorityRow, AuthorityState, BundleRow, CrlRow, StoreError, Transaction};
 
 /// The fewest hex digits that name an authority on a command line.
 pub const MIN_FINGERPRINT_LEN: usize = 8;
@@ -114,12 +111,12 @@ pub struct Members {
 
 impl Members {
     /// Reads them.
-    pub fn load(connection: &Connection) -> Result<Self, StoreError> {
-        let bundle = bundle_row(connection)?;
-        let all = list_authorities(connection)?.into_iter().map(Member::of).collect::<Result<Vec<_>, _>>()?;
+    pub fn load(tx: &mut Transaction<'_>) -> Result<Self, StoreError> {
+        let bundle = tx.bundle_row()?;
+        let all = tx.list_authorities()?.into_iter().map(Member::of).collect::<Result<Vec<_>, _>>()?;
         let mut crls = Vec::new();
         for member in &all {
-            crls.extend(crl_of(connection, &member.row.fingerprint)?);
+            crls.extend(tx.crl_of(&member.row.fingerprint)?);
         }
         Ok(Self { all, bundle, crls })
     }

@@ -4,17 +4,13 @@
 use std::path::Path;
 
 use rcgen::Issuer;
-use rusqlite::Connection;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     AuthorityError, Directory, Member, Members, Password, crl, revocation::revoke_member, rfc3339, rotation::youngest,
 };
-use crate::store::{
-    AuthorityKind, AuthorityState, CredentialKind, Database, RevocationReason, for_each_unexpired, move_authority,
-    revoked_at,
-};
+use crate::store::{AuthorityKind, AuthorityState, CredentialKind, Database, RevocationReason, Transaction};
 
 /// Certificates of workloads that are still good.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,16 +64,17 @@ impl Directory {
         database.transaction(|tx| {
             self.refuse_if_signing(&Members::load(tx)?, root)?;
             let step = (AuthorityState::Old, AuthorityState::Tainted);
-            let moved = move_authority(tx, &root.row.fingerprint, root.kind(), step, now)?;
+            let moved = tx.move_authority(&root.row.fingerprint, root.kind(), step, now)?;
             if !moved {
                 return Err(AuthorityError::ChangedMeanwhile);
             }
             // What was prepared under it and never signed has no use any more.
             for next in self.members().under(&root.row.fingerprint) {
                 let step = (AuthorityState::Prepared, AuthorityState::Old);
-                move_authority(tx, &next.row.fingerprint, next.kind(), step, now)?;
+                tx.move_authority(&next.row.fingerprint, next.kind(), step, now)?;
             }
-            let living = living_under(tx, &Members::load(tx)?, root, now)?;
+            let members = Members::load(tx)?;
+            let living = living_under(tx, &members, root, now)?;
             Ok(Retired { member: root.clone(), living })
         })
     }
@@ -118,15 +115,15 @@ impl Directory {
             let living = living_under(tx, &members, &root, now)?;
             if let (Some(last), false) = (living.last, force) {
                 let (count, not_renewed, last) = (living.count, living.not_renewed, rfc3339(last));
-                return Err(AuthorityError::StillUsed { name, count, not_renewed, last });
+                return Err(AuthorityError::StillUsed { name: name.clone(), count, not_renewed, last });
             }
             let step = (AuthorityState::Tainted, AuthorityState::Revoked);
-            if !move_authority(tx, &root.row.fingerprint, root.kind(), step, now)? {
+            if !tx.move_authority(&root.row.fingerprint, root.kind(), step, now)? {
                 return Err(AuthorityError::ChangedMeanwhile);
             }
             for under in members.under(&root.row.fingerprint) {
                 let step = (under.state(), AuthorityState::Revoked);
-                move_authority(tx, &under.row.fingerprint, under.kind(), step, now)?;
+                tx.move_authority(&under.row.fingerprint, under.kind(), step, now)?;
             }
             Ok(Retired { member: root.clone(), living })
         })
@@ -150,14 +147,14 @@ impl Directory {
         let signer = self.issuer(root, &path, options.password)?;
         database.transaction(|tx| {
             let step = (member.state(), AuthorityState::Revoked);
-            if !move_authority(tx, &member.row.fingerprint, member.kind(), step, now)? {
+            if !tx.move_authority(&member.row.fingerprint, member.kind(), step, now)? {
                 return Err(AuthorityError::ChangedMeanwhile);
             }
             let members = Members::load(tx)?;
             let living = living_of(tx, &members, now, |issuer| issuer.row.fingerprint == member.row.fingerprint)?;
             if let (Some(last), false) = (living.last, options.force) {
                 let (count, not_renewed, last) = (living.count, living.not_renewed, rfc3339(last));
-                return Err(AuthorityError::StillUsed { name, count, not_renewed, last });
+                return Err(AuthorityError::StillUsed { name: name.clone(), count, not_renewed, last });
             }
             revoke_member(tx, &member, options.reason, now)?;
             crl::publish(tx, root, &signer, youngest(&members, root), now)?;
@@ -200,27 +197,27 @@ impl Directory {
 /// The certificates of workloads under a root that are still good. The server's own are not counted: it makes itself
 /// another as soon as another intermediate signs.
 pub(super) fn living_under(
-    connection: &Connection,
+    tx: &mut Transaction<'_>,
     members: &Members,
     root: &Member,
     now: OffsetDateTime,
 ) -> Result<Living, AuthorityError> {
-    living_of(connection, members, now, |issuer| issuer.row.issuer.as_deref() == Some(&root.row.fingerprint))
+    living_of(tx, members, now, |issuer| issuer.row.issuer.as_deref() == Some(&root.row.fingerprint))
 }
 
 fn living_of(
-    connection: &Connection,
+    tx: &mut Transaction<'_>,
     members: &Members,
     now: OffsetDateTime,
     counts: impl Fn(&Member) -> bool,
 ) -> Result<Living, AuthorityError> {
     let mut found = Vec::new();
     let mut renewed = std::collections::HashSet::new();
-    for_each_unexpired::<AuthorityError>(connection, now, |entry| {
+    tx.for_each_unexpired::<AuthorityError>(now, |tx, entry| {
         if entry.credential == CredentialKind::Certificate {
             renewed.extend(entry.credential_ref);
         }
-        if entry.credential == CredentialKind::Server || revoked_at(connection, &entry.serial)?.is_some() {
+        if entry.credential == CredentialKind::Server || tx.revoked_at(&entry.serial)?.is_some() {
             return Ok(());
         }
         // A certificate that cannot be read counts: it might be one of them.
@@ -242,11 +239,11 @@ fn living_of(
 
 /// A member's revocation list with a key from its file.
 pub(super) fn publish_with(
-    connection: &Connection,
+    tx: &mut Transaction<'_>,
     members: &Members,
     member: &Member,
     signer: &Issuer<'static, super::SecretKey>,
     now: OffsetDateTime,
 ) -> Result<(), AuthorityError> {
-    crl::publish(connection, member, signer, youngest(members, member), now)
+    crl::publish(tx, member, signer, youngest(members, member), now)
 }

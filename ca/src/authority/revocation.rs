@@ -1,15 +1,11 @@
 //! Taking certificates back. A revocation is recorded, and from then on the certificate renews nothing; verifiers learn of
 //! it from the issuer's list, which is signed here if the key is at hand and by the running server if not.
 
-use rusqlite::Connection;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{AuthorityError, Directory, Member, Members, Password, crl, retirement::publish_with, rfc3339};
-use crate::store::{
-    Database, LogEntry, RevocationReason, RevocationRow, block_id, by_serial, for_each_unexpired, insert_revocation,
-    revoke_tokens_of,
-};
+use crate::store::{Database, LogEntry, RevocationReason, RevocationRow, Transaction};
 use outrigger_identity::SpiffeId;
 
 /// Which certificates.
@@ -36,7 +32,7 @@ pub struct Revoked {
     /// Serials that were before.
     pub before: Vec<String>,
     /// How many unused tokens were taken back.
-    pub tokens: usize,
+    pub tokens: u64,
     /// Whether the id is blocked from now on and was not before.
     pub blocked: bool,
     /// How many issuers' lists wait for the running server to sign them.
@@ -53,8 +49,8 @@ impl Directory {
         password: Option<&Password>,
         now: OffsetDateTime,
     ) -> Result<Revoked, AuthorityError> {
-        let mut revoked = Revoked::default();
-        let touched = database.transaction(|tx| {
+        let (mut revoked, touched) = database.transaction(|tx| {
+            let mut revoked = Revoked::default();
             let mut entries = Vec::new();
             match request {
                 RevokeRequest::Serials(serials) => {
@@ -63,14 +59,14 @@ impl Directory {
                     }
                 }
                 RevokeRequest::Id { id, block } => {
-                    for_each_unexpired::<AuthorityError>(tx, now, |entry| {
+                    tx.for_each_unexpired::<AuthorityError>(now, |_, entry| {
                         if entry.id.as_ref() == Some(id) {
                             entries.push(entry);
                         }
                         Ok(())
                     })?;
-                    revoked.tokens = revoke_tokens_of(tx, id.as_str(), now)?;
-                    revoked.blocked = *block && block_id(tx, id.as_str(), now)?;
+                    revoked.tokens = tx.revoke_tokens_of(id.as_str(), now)?;
+                    revoked.blocked = *block && tx.block_id(id.as_str(), now)?;
                 }
                 RevokeRequest::Token(hash) => entries = descendants(tx, hash, now)?,
             }
@@ -84,7 +80,7 @@ impl Directory {
                     not_after: entry.not_after,
                     revoked_at: now,
                 };
-                if insert_revocation(tx, &row)? {
+                if tx.insert_revocation(&row)? {
                     revoked.serials.push(entry.serial);
                 } else {
                     revoked.before.push(entry.serial);
@@ -93,7 +89,7 @@ impl Directory {
                     touched.push(issuer);
                 }
             }
-            Ok::<_, AuthorityError>(touched)
+            Ok::<_, AuthorityError>((revoked, touched))
         })?;
         for issuer in touched {
             // The revocation stands whatever comes of the list, which the server makes too.
@@ -118,7 +114,7 @@ impl Directory {
         now: OffsetDateTime,
     ) -> Result<bool, AuthorityError> {
         let Some(member) = self.members().get(issuer) else { return Ok(false) };
-        if !crl::is_due(database.connection(), member, now)? {
+        if !database.snapshot(|tx| crl::is_due(tx, member, now))? {
             return Ok(true);
         }
         let Some(path) = self.ring().key_of(issuer) else { return Ok(false) };
@@ -126,15 +122,16 @@ impl Directory {
         database.transaction(|tx| {
             // Somebody else may have made it meanwhile.
             if crl::is_due(tx, member, now)? {
-                publish_with(tx, &Members::load(tx)?, member, &signer, now)?;
+                let members = Members::load(tx)?;
+                publish_with(tx, &members, member, &signer, now)?;
             }
             Ok::<_, AuthorityError>(true)
         })
     }
 
-    fn entry(&self, connection: &Connection, serial: &str, now: OffsetDateTime) -> Result<LogEntry, AuthorityError> {
+    fn entry(&self, tx: &mut Transaction<'_>, serial: &str, now: OffsetDateTime) -> Result<LogEntry, AuthorityError> {
         let wanted: String = serial.chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase();
-        let Some(entry) = by_serial(connection, &wanted)? else {
+        let Some(entry) = tx.by_serial(&wanted)? else {
             let authority = self.members().all().iter().find(|member| member.serial == wanted);
             return Err(match authority {
                 Some(member) => AuthorityError::IsAuthority { serial: wanted, name: member.short().to_owned() },
@@ -156,11 +153,11 @@ impl Directory {
 
 /// The certificate that a token was spent on and what it was renewed into. A renewal is recorded after what it renews, so
 /// one look through the log finds all.
-fn descendants(connection: &Connection, token: &str, now: OffsetDateTime) -> Result<Vec<LogEntry>, AuthorityError> {
+fn descendants(tx: &mut Transaction<'_>, token: &str, now: OffsetDateTime) -> Result<Vec<LogEntry>, AuthorityError> {
     let mut family = std::collections::HashSet::from([token.to_owned()]);
     let mut entries = Vec::new();
     // The first ones may have expired and still lead to what has not.
-    crate::store::for_each::<AuthorityError>(connection, |record| {
+    tx.for_each::<AuthorityError>(|record| {
         let entry = record.entry;
         if entry.credential_ref.as_ref().is_some_and(|reference| family.contains(reference)) {
             family.insert(entry.serial.clone());
@@ -175,7 +172,7 @@ fn descendants(connection: &Connection, token: &str, now: OffsetDateTime) -> Res
 
 /// Records that a root has revoked an intermediate.
 pub(super) fn revoke_member(
-    connection: &Connection,
+    tx: &mut Transaction<'_>,
     member: &Member,
     reason: RevocationReason,
     now: OffsetDateTime,
@@ -183,6 +180,6 @@ pub(super) fn revoke_member(
     let issuer = member.row.issuer.clone().ok_or(AuthorityError::NothingActive)?;
     let row =
         RevocationRow { serial: member.serial.clone(), issuer, reason, not_after: member.not_after, revoked_at: now };
-    insert_revocation(connection, &row)?;
+    tx.insert_revocation(&row)?;
     Ok(())
 }

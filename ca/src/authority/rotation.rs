@@ -18,7 +18,7 @@ use super::{
     Algorithm, Authority, AuthorityError, Directory, Member, Members, Password, SecretKey, crl, files, hex,
     members::fingerprint, profile, rfc3339, sealed,
 };
-use crate::store::{AuthorityKind, AuthorityRow, AuthorityState, Database, insert_authority, move_authority};
+use crate::store::{AuthorityKind, AuthorityRow, AuthorityState, Database};
 
 /// So many refresh hints a new root must have been in the bundle before anything is signed under it.
 const HINTS_BEFORE_USE: u32 = 2;
@@ -141,9 +141,9 @@ impl Authority {
                 return Err(AuthorityError::AlreadyPrepared { name: other.short().to_owned() });
             }
             if options.new_root.is_some() {
-                insert_authority(tx, &root.row)?;
+                tx.insert_authority(&root.row)?;
             }
-            insert_authority(tx, &intermediate.row)?;
+            tx.insert_authority(&intermediate.row)?;
             crl::publish(tx, &intermediate, &issuer, None, now)?;
             let youngest = youngest(&Members::load(tx)?, root);
             crl::publish(tx, root, &signer.issuer, youngest, now)
@@ -257,8 +257,8 @@ impl Directory {
         let (from, current) = (next.row.fingerprint.as_str(), self.active());
         let stale = || AuthorityError::ChangedMeanwhile;
         database.transaction(|tx| {
-            let step = |member: &Member, to: AuthorityState| {
-                move_authority(tx, &member.row.fingerprint, member.kind(), (member.state(), to), now)
+            let mut step = |member: &Member, to: AuthorityState| {
+                tx.move_authority(&member.row.fingerprint, member.kind(), (member.state(), to), now)
             };
             if root.state() == AuthorityState::Prepared {
                 for old in self.members().roots().filter(|it| it.state() == AuthorityState::Active) {
@@ -271,7 +271,7 @@ impl Directory {
             }
             step(next, AuthorityState::Active)?.then_some(()).ok_or_else(stale)
         })?;
-        self.with_members(Members::load(database.connection())?)?.unlock(password)
+        self.with_members(database.snapshot(Members::load)?)?.unlock(password)
     }
 
     /// Whether the prepared intermediate's key can be opened and is its own. Nothing prepared is no error.

@@ -34,7 +34,7 @@ pub struct Status {
 
 impl Directory {
     /// Looks at everything.
-    pub fn status(&self, database: &Database, now: OffsetDateTime) -> Result<Status, AuthorityError> {
+    pub fn status(&self, database: &mut Database, now: OffsetDateTime) -> Result<Status, AuthorityError> {
         let members = self.members();
         let mut lines = Vec::new();
         for member in members.all() {
@@ -45,8 +45,9 @@ impl Directory {
             }
             let key = if self.ring().key_of(&member.row.fingerprint).is_some() { "here" } else { "elsewhere" };
             let leaving = matches!(member.state(), AuthorityState::Old | AuthorityState::Tainted);
-            let living =
-                (is_root && leaving).then(|| living_under(database.connection(), members, member, now)).transpose()?;
+            let living = (is_root && leaving)
+                .then(|| database.snapshot(|tx| living_under(tx, members, member, now)))
+                .transpose()?;
             lines.push(StatusLine { member: member.clone(), key, living });
         }
         let next = self.next(&lines, now);

@@ -14,7 +14,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::{AuthorityError, Directory, Member, Members, fingerprint, rfc3339};
 use crate::{
     inspect,
-    store::{AuthorityKind, AuthorityRow, AuthorityState, Database, authority_state, insert_authority, move_authority},
+    store::{AuthorityKind, AuthorityRow, AuthorityState, Database, Transaction},
 };
 
 /// What became of the bundle.
@@ -55,7 +55,7 @@ impl Directory {
                 }
             }
             for (der, fingerprint) in found.iter().zip(&wanted) {
-                match authority_state(tx, fingerprint)? {
+                match tx.authority_state(fingerprint)? {
                     None => {}
                     Some(AuthorityState::Revoked) => {
                         return Err(bad(format!(
@@ -74,7 +74,7 @@ impl Directory {
                     created_at: now,
                     changed_at: now,
                 };
-                insert_authority(tx, &row)?;
+                tx.insert_authority(&row)?;
                 outcome.added.push(fingerprint.clone());
             }
             outcome.roots = Members::load(tx)?.roots().count();
@@ -84,7 +84,7 @@ impl Directory {
 
     fn leave(
         &self,
-        tx: &rusqlite::Transaction<'_>,
+        tx: &mut Transaction<'_>,
         members: &Members,
         root: &Member,
         now: OffsetDateTime,
@@ -106,10 +106,10 @@ impl Directory {
         }
         let words = |error: crate::store::StoreError| error.to_string();
         let step = (AuthorityState::Prepared, AuthorityState::Revoked);
-        move_authority(tx, &root.row.fingerprint, AuthorityKind::Root, step, now).map_err(words)?;
+        tx.move_authority(&root.row.fingerprint, AuthorityKind::Root, step, now).map_err(words)?;
         for under in members.under(&root.row.fingerprint) {
             let step = (under.state(), AuthorityState::Revoked);
-            move_authority(tx, &under.row.fingerprint, under.kind(), step, now).map_err(words)?;
+            tx.move_authority(&under.row.fingerprint, under.kind(), step, now).map_err(words)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use time::OffsetDateTime;
 
 use super::{Algorithm, Authority, AuthorityError, Member, Members, Password, PrepareOptions, rfc3339};
-use crate::store::{AuthorityKind, AuthorityState, Database, bundle_row};
+use crate::store::{AuthorityKind, AuthorityState, Database};
 
 /// With so much life left the next intermediate is prepared, at the earliest (SPIRE's numbers).
 const PREPARE_WITHIN: time::Duration = time::Duration::days(30);
@@ -42,7 +42,7 @@ pub fn upkeep(
     now: OffsetDateTime,
 ) -> Result<Upkeep, AuthorityError> {
     let mut look = Upkeep::default();
-    if bundle_row(database.connection())?.version != current.members().bundle.version {
+    if version(database)? != current.members().bundle.version {
         look.reload(current, database, password)?;
     }
     look.lists(current, database, password, now);
@@ -51,7 +51,7 @@ pub fn upkeep(
     look.done.extend(
         authority.remove_spent_keys(now).into_iter().map(|path| format!("removed {path}, a key of no more use")),
     );
-    if bundle_row(database.connection())?.version != look.changed.as_ref().unwrap_or(current).members().bundle.version {
+    if version(database)? != look.changed.as_ref().unwrap_or(current).members().bundle.version {
         look.reload(current, database, password)?;
     }
     Ok(look)
@@ -61,11 +61,11 @@ impl Upkeep {
     fn reload(
         &mut self,
         current: &Authority,
-        database: &Database,
+        database: &mut Database,
         password: Option<&Password>,
     ) -> Result<(), AuthorityError> {
         let before = self.changed.as_ref().unwrap_or(current);
-        self.changed = Some(before.with_members(Members::load(database.connection())?, password)?);
+        self.changed = Some(before.with_members(database.snapshot(Members::load)?, password)?);
         Ok(())
     }
 
@@ -153,6 +153,10 @@ impl Upkeep {
             Err(error) => self.warnings.push(format!("the next intermediate cannot be made: {error}")),
         }
     }
+}
+
+fn version(database: &mut Database) -> Result<u64, AuthorityError> {
+    Ok(database.snapshot(|tx| tx.bundle_row())?.version)
 }
 
 /// The kind of a member's key; another than ours becomes the default.

@@ -2,7 +2,7 @@ use std::{path::Path, str::FromStr, time::Duration};
 
 use outrigger_ca::{
     authority::{Directory, Member, rfc3339, write_public},
-    store::{Database, set_refresh_hint},
+    store::Database,
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -76,7 +76,7 @@ pub(crate) fn set(dir: &Path, file: Option<&Path>, replace: bool, hint: Option<D
         return Err(Failure::new(Kind::Usage, "usage", message));
     }
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let mut lines = Vec::new();
     let (mut added, mut removed) = (Vec::new(), Vec::new());
     if let Some(file) = file {
@@ -88,7 +88,7 @@ pub(crate) fn set(dir: &Path, file: Option<&Path>, replace: bool, hint: Option<D
         (added, removed) = (outcome.added, outcome.removed);
     }
     if let Some(hint) = hint {
-        database.transaction(|tx| set_refresh_hint(tx, hint))?;
+        database.transaction(|tx| tx.set_refresh_hint(hint))?;
         lines.push(format!("verifiers are told to look for a new bundle every {hint:?}"));
     }
     let value = json!({ "added": added, "removed": removed, "refresh_hint": hint.map(|hint| hint.as_secs()) });

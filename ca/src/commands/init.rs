@@ -41,7 +41,7 @@ pub(crate) fn init(dir: &Path, wish: Init, output: Output) -> Outcome {
     let aside = make_ca(dir, options, OffsetDateTime::now_utc())?;
     let directory = Directory::open(dir)?;
     // Makes the schema, so that the first enrolment does not have to.
-    Database::open(&directory.database_path())?;
+    Database::of(&directory)?;
     let mut lines = Vec::new();
     if let Some(aside) = &aside {
         lines.push(format!("moved the CA that was there to {}", aside.display()));

@@ -86,9 +86,10 @@ impl Maker<'_> {
                 let key = SecretKey::generate(Algorithm::P256).map_err(AuthorityError::from)?;
                 let public_key = RequestedKey::of(&key)?;
                 let subject = authority.subject(wish.id, wish.dns)?;
-                let mut database = Database::open(&authority.database_path())?;
+                let mut database = Database::of(authority)?;
                 let now = OffsetDateTime::now_utc();
-                let issued = issue::for_operator(&mut database, authority, subject, &public_key, wish.ttl, now, None)?
+                let issued = database
+                    .transaction(|tx| issue::for_operator(tx, authority, &subject, &public_key, wish.ttl, now, None))?
                     .certificate;
                 Ok(Made {
                     key: key.to_pem(),

@@ -6,9 +6,7 @@ use std::{
 
 use outrigger_ca::{
     authority::{Directory, rfc3339},
-    store::{
-        ChainFault, ChainHash, Database, LogRecord, for_each, prune as prune_log, verify_chain, verify_revocations,
-    },
+    store::{ChainFault, ChainHash, Database, LogRecord},
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -17,9 +15,9 @@ use super::{Failure, Outcome, Output};
 
 pub(crate) fn list(dir: &Path, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    for_each::<Failure>(database.connection(), |record| Ok(write(&mut out, &record, output.json)?))?;
+    database.snapshot(|tx| tx.for_each::<Failure>(|record| Ok(write(&mut out, &record, output.json)?)))?;
     Ok(out.flush()?)
 }
 
@@ -50,9 +48,9 @@ fn write(out: &mut impl Write, record: &LogRecord, json: bool) -> io::Result<()>
 
 pub(crate) fn verify(dir: &Path, head: Option<ChainHash>, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let (report, (revocations, revocations_head)) =
-        database.snapshot::<_, ChainFault>(|tx| Ok((verify_chain(tx, head)?, verify_revocations(tx)?)))?;
+        database.snapshot::<_, ChainFault>(|tx| Ok((tx.verify_chain(head)?, tx.verify_revocations()?)))?;
     let mut lines = vec![format!("{} records, each of them proved", report.records)];
     if revocations > 0 {
         lines.push(format!("{revocations} revocations, each of them proved; their head is {revocations_head}"));
@@ -78,10 +76,10 @@ pub(crate) fn verify(dir: &Path, head: Option<ChainHash>, output: Output) -> Out
 /// Verifies the chain first: pruning a broken log would hide where it broke.
 pub(crate) fn prune(dir: &Path, older_than: Duration, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
-    database.snapshot(|tx| verify_chain(tx, None))?;
-    let pruned = database.transaction(|tx| prune_log(tx, now - older_than, now))?;
+    database.snapshot(|tx| tx.verify_chain(None))?;
+    let pruned = database.transaction(|tx| tx.prune(now - older_than, now))?;
     let line = match pruned.anchor {
         Some((seq, hash)) => {
             format!("pruned {} records, up to number {seq}; the chain goes on from {hash}", pruned.records)

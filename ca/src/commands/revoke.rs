@@ -2,7 +2,7 @@ use std::path::Path;
 
 use outrigger_ca::{
     authority::{Directory, Password, RevokeRequest, hex},
-    store::{Database, RevocationReason, StoreError, revoke_token, tokens_by_ref, unblock_id},
+    store::{Database, RevocationReason, StoreError},
 };
 use outrigger_identity::SpiffeId;
 use serde_json::json;
@@ -25,7 +25,7 @@ pub(crate) fn revoke(
     output: Output,
 ) -> Outcome {
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
     let mut token_back = false;
     let hash;
@@ -33,15 +33,15 @@ pub(crate) fn revoke(
         Which::Serials(serials) => RevokeRequest::Serials(serials),
         Which::Id { id, block } => RevokeRequest::Id { id, block: *block },
         Which::Token(digits) => {
-            let (found, _) = find_token(digits, |digits| tokens_by_ref(database.connection(), digits))?;
+            let (found, _) = find_token(digits, |digits| database.snapshot(|tx| tx.tokens_by_ref(digits)))?;
             // Not used yet: then it will not be.
-            token_back = database.transaction::<_, StoreError>(|tx| revoke_token(tx, &found, now))?;
+            token_back = database.transaction::<_, StoreError>(|tx| tx.revoke_token(&found, now))?;
             hash = hex(&found);
             RevokeRequest::Token(&hash)
         }
     };
     let mut revoked = directory.revoke(&mut database, &request, reason, password, now)?;
-    revoked.tokens += usize::from(token_back);
+    revoked.tokens += u64::from(token_back);
     let mut lines: Vec<_> = revoked.serials.iter().map(|serial| format!("revoked {serial}")).collect();
     lines.extend(revoked.before.iter().map(|serial| format!("{serial} was revoked before")));
     if revoked.tokens > 0 {
@@ -73,8 +73,8 @@ pub(crate) fn revoke(
 
 pub(crate) fn unblock(dir: &Path, id: &SpiffeId, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
-    if !database.transaction::<_, StoreError>(|tx| unblock_id(tx, id.as_str()))? {
+    let mut database = Database::of(&directory)?;
+    if !database.transaction::<_, StoreError>(|tx| tx.unblock_id(id.as_str()))? {
         return Err(Failure::new(Kind::NotFound, "not_blocked", format!("{id} is not blocked")));
     }
     output.result(&[format!("{id} may have certificates again")], &json!({ "id": id, "unblocked": true }))

@@ -26,7 +26,7 @@ pub(crate) struct Prepare {
 pub(crate) fn prepare(dir: &Path, wish: Prepare, output: Output) -> Outcome {
     // With the wrong password the new key would be one that nobody can open; without one, less safe than the old.
     let authority = Authority::open(dir, wish.password.as_ref())?;
-    let mut database = Database::open(&authority.database_path())?;
+    let mut database = Database::of(&authority)?;
     let offline = wish.new_root.as_ref().and_then(|root| root.offline.clone());
     let options = PrepareOptions {
         new_root: wish.new_root,
@@ -65,7 +65,7 @@ pub(crate) fn prepare(dir: &Path, wish: Prepare, output: Output) -> Outcome {
 
 pub(crate) fn activate(dir: &Path, password: Option<&Password>, force: bool, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let before = directory.active_root().row.fingerprint.clone();
     let authority = directory.activate(&mut database, password, force, OffsetDateTime::now_utc())?;
     let until = rfc3339(authority.expires_at());
@@ -89,7 +89,7 @@ pub(crate) fn activate(dir: &Path, password: Option<&Password>, force: bool, out
 
 pub(crate) fn taint(dir: &Path, named: &str, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let retired = directory.taint(&mut database, named, OffsetDateTime::now_utc())?;
     let name = retired.member.short();
     let mut lines = vec![format!("tainted the root {name}: who has a certificate under it renews now")];
@@ -111,7 +111,7 @@ pub(crate) struct RevokeAuthority<'a> {
 
 pub(crate) fn revoke(dir: &Path, wish: &RevokeAuthority<'_>, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let options =
         RevokeOptions { force: wish.force, reason: wish.reason, root_key: wish.root_key, password: wish.password };
     let retired = directory.revoke_authority(&mut database, wish.named, &options, OffsetDateTime::now_utc())?;
@@ -149,9 +149,9 @@ fn living_value(living: &Living) -> Value {
 
 pub(crate) fn status(dir: &Path, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
-    let status = directory.status(&database, now)?;
+    let status = directory.status(&mut database, now)?;
     let mut lines: Vec<String> = status.lines.iter().map(|line| words(line, now)).collect();
     lines.extend(
         status.leftovers.iter().map(|file| {

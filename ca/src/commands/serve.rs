@@ -57,9 +57,8 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     }
     limits.connections = within_file_limit(limits.connections);
     let plan = Plan { listen, metrics_listen, admin_socket, attestation, limits };
-    let database = Database::open(&authority.database_path())?;
-    let upkeeper =
-        Upkeeper { database: Database::open(&authority.database_path())?, live: Live::new(authority), password };
+    let database = Database::of(&authority)?;
+    let upkeeper = Upkeeper { database: Database::of(&authority)?, live: Live::new(authority), password };
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

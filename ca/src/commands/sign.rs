@@ -63,9 +63,10 @@ fn sign_in(dir: &Path, wish: &Sign<'_>, key: &RequestedKey) -> Result<Certificat
     let authority = Authority::open(dir, wish.password)?;
     let subject = authority.subject(wish.id, wish.dns)?;
     let dns = subject.dns_names.clone();
-    let mut database = Database::open(&authority.database_path())?;
+    let mut database = Database::of(&authority)?;
     let now = OffsetDateTime::now_utc();
-    let issued = issue::for_operator(&mut database, &authority, subject, key, wish.ttl, now, None)?.certificate;
+    let issued =
+        database.transaction(|tx| issue::for_operator(tx, &authority, &subject, key, wish.ttl, now, None))?.certificate;
     Ok(CertificateMade {
         chain: format!("{}{}", issued.pem, authority.intermediate_pem()),
         bundle: authority.bundle_pem().to_owned(),

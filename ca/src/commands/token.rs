@@ -4,10 +4,7 @@ use outrigger_ca::{
     admin::{TokenMade, TokenWish},
     attest::{TokenHash, create_token},
     authority::{Directory, hex, rfc3339},
-    store::{
-        Database, MIN_REF_LEN, StoreError, TokenRow, TokenState, list_tokens, revoke_token, revoke_tokens_of,
-        tokens_by_ref,
-    },
+    store::{Database, MIN_REF_LEN, StoreError, TokenRow, TokenState, Transaction},
 };
 use outrigger_identity::SpiffeId;
 use serde_json::{Value, json};
@@ -39,7 +36,7 @@ pub(crate) fn create(ca: &Ca, id: &str, dns: &[String], ttl: Duration, output: O
 fn create_in(dir: &Path, id: &str, dns: &[String], ttl: Duration) -> Result<TokenMade, Failure> {
     let directory = Directory::open(dir)?;
     let subject = directory.subject(id, dns)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
     let token = create_token(&mut database, &subject, ttl, now)?;
     Ok(TokenMade {
@@ -53,20 +50,21 @@ fn create_in(dir: &Path, id: &str, dns: &[String], ttl: Duration) -> Result<Toke
 
 pub(crate) fn list(dir: &Path, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
-    list_tokens(database.connection())?
+    database
+        .snapshot(|tx| tx.list_tokens())?
         .iter()
         .try_for_each(|(hash, token)| output.result(&[line(hash, token, now)], &value(hash, token, now)))
 }
 
 pub(crate) fn revoke(dir: &Path, which: &Revoke<'_>, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
-    let mut database = Database::open(&directory.database_path())?;
+    let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
     match which {
         Revoke::Id(id) => {
-            let count = database.transaction(|tx| revoke_tokens_of(tx, id.as_str(), now))?;
+            let count = database.transaction(|tx| tx.revoke_tokens_of(id.as_str(), now))?;
             let line = format!("revoked {count} unused tokens of {id}");
             output.result(&[line], &json!({ "id": id, "revoked": count }))
         }
@@ -78,13 +76,9 @@ pub(crate) fn revoke(dir: &Path, which: &Revoke<'_>, output: Output) -> Outcome 
     }
 }
 
-fn revoke_one(
-    tx: &rusqlite::Transaction<'_>,
-    digits: &str,
-    now: OffsetDateTime,
-) -> Result<([u8; 32], TokenRow), Failure> {
-    let (hash, token) = find_token(digits, |digits| tokens_by_ref(tx, digits))?;
-    if !revoke_token(tx, &hash, now)? {
+fn revoke_one(tx: &mut Transaction<'_>, digits: &str, now: OffsetDateTime) -> Result<([u8; 32], TokenRow), Failure> {
+    let (hash, token) = find_token(digits, |digits| tx.tokens_by_ref(digits))?;
+    if !tx.revoke_token(&hash, now)? {
         let message = match token.state(now) {
             TokenState::Used(at) => format!(
                 "the token of {} was already used at {}, so there is nothing to revoke; see what was issued for it with \"outrigger-ca log list\", and take that back with \"outrigger-ca revoke --token\"",

@@ -19,7 +19,7 @@ use super::{Live, ServeError, callers::Callers};
 use crate::{
     authority::{Algorithm, Authority, AuthorityError, DEFAULT_TTL, SecretKey, rfc3339},
     issue,
-    store::{Database, Store, revoked_at},
+    store::{Store, Transaction},
 };
 
 /// How often the clock is looked at. Short, so that a machine that slept renews soon after it woke.
@@ -75,9 +75,8 @@ async fn make(live: &Live, store: &Store) -> Result<Current, ServeError> {
     let now = OffsetDateTime::now_utc();
     let key = Arc::new(SecretKey::generate(Algorithm::P256).map_err(AuthorityError::from)?);
     let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec()));
-    let issue = move |database: &mut Database, authority: &Authority| {
-        issue::for_server(database, authority, &key, DEFAULT_TTL, now)
-    };
+    let issue =
+        move |tx: &mut Transaction<'_>, authority: &Authority| issue::for_server(tx, authority, &key, DEFAULT_TTL, now);
     let (issued, authority) = live.issue(store, issue).await??;
     let certificate = issued.certificate;
     let key = aws_lc_rs::sign::any_supported_type(&der).map_err(|e| ServeError::Tls(e.to_string()))?;
@@ -109,7 +108,7 @@ async fn is_over(own: &ServerCertificate, live: &Live, store: &Store) -> bool {
     if OffsetDateTime::now_utc() >= own.renew_at() || issuer != live.get().active().row.fingerprint {
         return true;
     }
-    let revoked = store.run(move |database| revoked_at(database.connection(), &serial)).await;
+    let revoked = store.transaction(move |tx| tx.revoked_at(&serial)).await;
     matches!(revoked, Ok(Ok(Some(_))))
 }
 

@@ -23,7 +23,7 @@ use crate::{
     authority::{Authority, DEFAULT_TTL, RequestedKey, rfc3339},
     issue::{self, Issued},
     limits::{Exceeded, Rates, Source},
-    store::{Database, Store},
+    store::{Store, Transaction},
 };
 
 /// What the TLS layer knows of the caller; put into each request's extensions by the connection.
@@ -124,9 +124,16 @@ impl Inner {
         let evidence = self.attestation.examine(shown, self.live.get().trust_domain()).await?;
         let (rates, evidence) = (Arc::clone(&self.rates), Arc::new(evidence));
         let now = OffsetDateTime::now_utc();
-        let issue = move |database: &mut Database, authority: &Authority| {
-            let admit = |id: &_| rates.admit(id).map_err(|(limit, wait)| Refusal::TooMany { limit, wait });
-            issue::on_evidence(database, authority, &evidence, &key, ttl, now, admit)
+        // Charged once, also if the transaction has to be tried again.
+        let mut admitted = false;
+        let issue = move |tx: &mut Transaction<'_>, authority: &Authority| {
+            let admit = |id: &_| {
+                if !std::mem::replace(&mut admitted, true) {
+                    rates.admit(id).map_err(|(limit, wait)| Refusal::TooMany { limit, wait })?;
+                }
+                Ok(())
+            };
+            issue::on_evidence(tx, authority, &evidence, &key, ttl, now, admit)
         };
         Ok(self.live.issue(&self.store, issue).await??)
     }

@@ -17,7 +17,7 @@ use super::ServeError;
 use crate::{
     authority::{Authority, AuthorityError, Password, Upkeep, upkeep},
     issue::{IssueError, Issued},
-    store::{Database, Store, StoreGone},
+    store::{Database, Store, StoreGone, Transaction},
 };
 
 /// How often the database is asked whether something changed: one small row.
@@ -67,13 +67,13 @@ impl Live {
     pub(crate) async fn issue(
         &self,
         store: &Store,
-        work: impl Fn(&mut Database, &Authority) -> Result<Issued, IssueError> + Clone + Send + 'static,
+        work: impl FnMut(&mut Transaction<'_>, &Authority) -> Result<Issued, IssueError> + Clone + Send + 'static,
     ) -> Result<Result<(Issued, Arc<Authority>), IssueError>, StoreGone> {
         let mut again = true;
         loop {
             let authority = self.get();
-            let (signer, work) = (Arc::clone(&authority), work.clone());
-            match store.run(move |database| work(database, &signer)).await? {
+            let (signer, mut work) = (Arc::clone(&authority), work.clone());
+            match store.transaction(move |tx| work(tx, &signer)).await? {
                 Err(IssueError::Authority(AuthorityError::Retired { .. }))
                     if again && self.wait_for_another(&authority).await =>
                 {
@@ -106,7 +106,7 @@ impl Live {
             // The clock of a machine that slept may be far on.
             let _ = timeout(POLL, self.look.notified()).await;
             let current = self.get();
-            if failed.is_some_and(|at| at.elapsed() < AFTER_A_FAILURE) && !is_behind(&current, &database) {
+            if failed.is_some_and(|at| at.elapsed() < AFTER_A_FAILURE) && !is_behind(&current, &mut database) {
                 continue;
             }
             let looked = tokio::task::spawn_blocking(move || {
@@ -155,6 +155,6 @@ impl Live {
     }
 }
 
-fn is_behind(current: &Authority, database: &Database) -> bool {
-    crate::store::bundle_row(database.connection()).is_ok_and(|row| row.version != current.members().bundle.version)
+fn is_behind(current: &Authority, database: &mut Database) -> bool {
+    database.snapshot(|tx| tx.bundle_row()).is_ok_and(|row| row.version != current.members().bundle.version)
 }

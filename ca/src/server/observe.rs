@@ -72,7 +72,7 @@ impl Observer {
             return answer.clone();
         }
         let now = OffsetDateTime::now_utc();
-        let asked = self.store.run(move |database| database.transaction(|tx| crate::store::tokens_waiting(tx, now)));
+        let asked = self.store.transaction(move |tx| tx.tokens_waiting(now));
         let answer = match timeout(STORE_TIMEOUT, asked).await {
             Ok(Ok(Ok(count))) => Ok(count),
             Ok(Ok(Err(error))) => Err(error.to_string()),

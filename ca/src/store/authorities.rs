@@ -5,10 +5,9 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
 use time::OffsetDateTime;
 
-use super::{StoreError, time_from};
+use super::{StoreError, Transaction, sql::Row};
 
 /// What it may sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,91 +91,89 @@ pub struct BundleRow {
 
 const COLUMNS: &str = "fingerprint, kind, state, issuer, certificate, created_at, changed_at";
 
-/// Records a new one.
-pub fn insert_authority(connection: &Connection, row: &AuthorityRow) -> Result<(), StoreError> {
-    connection.execute(
-        &format!("INSERT INTO authority ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
-        params![
-            row.fingerprint,
-            row.kind.as_str(),
-            row.state.as_str(),
-            row.issuer,
-            row.certificate,
-            row.created_at.unix_timestamp(),
-            row.changed_at.unix_timestamp()
-        ],
-    )?;
-    count(connection, row.kind)
-}
-
-/// Moves one from the state `from` to `to`. `false`: it was not in `from`, and nothing changed. The row count is the
-/// answer, so of two callers one gets `true`.
-pub fn move_authority(
-    connection: &Connection,
-    fingerprint: &str,
-    kind: AuthorityKind,
-    (from, to): (AuthorityState, AuthorityState),
-    now: OffsetDateTime,
-) -> Result<bool, StoreError> {
-    let changed = connection.execute(
-        "UPDATE authority SET state = ?4, changed_at = ?5 WHERE fingerprint = ?1 AND kind = ?2 AND state = ?3",
-        params![fingerprint, kind.as_str(), from.as_str(), to.as_str(), now.unix_timestamp()],
-    )?;
-    if changed == 1 {
-        count(connection, kind)?;
+impl Transaction<'_> {
+    /// Records a new one.
+    pub fn insert_authority(&mut self, row: &AuthorityRow) -> Result<(), StoreError> {
+        self.execute(
+            &format!("INSERT INTO authority ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
+            &[
+                (&row.fingerprint).into(),
+                row.kind.as_str().into(),
+                row.state.as_str().into(),
+                row.issuer.as_ref().into(),
+                row.certificate.as_slice().into(),
+                row.created_at.into(),
+                row.changed_at.into(),
+            ],
+        )?;
+        self.count(row.kind)
     }
-    Ok(changed == 1)
-}
 
-/// Every one that was ever recorded, oldest first.
-pub fn list_authorities(connection: &Connection) -> Result<Vec<AuthorityRow>, StoreError> {
-    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM authority ORDER BY position"))?;
-    let mut rows = statement.query([])?;
-    let mut all = Vec::new();
-    while let Some(row) = rows.next()? {
-        all.push(authority(row)?);
+    /// Moves one from the state `from` to `to`. `false`: it was not in `from`, and nothing changed. The row count is the
+    /// answer, so of two callers one gets `true`.
+    pub fn move_authority(
+        &mut self,
+        fingerprint: &str,
+        kind: AuthorityKind,
+        (from, to): (AuthorityState, AuthorityState),
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let changed = self.execute(
+            "UPDATE authority SET state = ?4, changed_at = ?5 WHERE fingerprint = ?1 AND kind = ?2 AND state = ?3",
+            &[fingerprint.into(), kind.as_str().into(), from.as_str().into(), to.as_str().into(), now.into()],
+        )?;
+        if changed == 1 {
+            self.count(kind)?;
+        }
+        Ok(changed == 1)
     }
-    Ok(all)
-}
 
-/// The state of one.
-pub fn authority_state(connection: &Connection, fingerprint: &str) -> Result<Option<AuthorityState>, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT state FROM authority WHERE fingerprint = ?1")?;
-    let text: Option<String> = statement.query_row([fingerprint], |row| row.get(0)).optional()?;
-    text.map(|text| state(&text)).transpose()
-}
-
-/// What is said of the bundle as a whole.
-pub fn bundle_row(connection: &Connection) -> Result<BundleRow, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT sequence, version, refresh_hint FROM bundle")?;
-    let (sequence, version, hint): (i64, i64, i64) =
-        statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let number = |n: i64| u64::try_from(n).map_err(|_| StoreError::Damaged(format!("the impossible number {n}")));
-    Ok(BundleRow {
-        sequence: number(sequence)?,
-        version: number(version)?,
-        refresh_hint: Duration::from_secs(number(hint)?),
-    })
-}
-
-/// Says how often verifiers shall look for a new bundle.
-pub fn set_refresh_hint(connection: &Connection, hint: Duration) -> Result<(), StoreError> {
-    let seconds = i64::try_from(hint.as_secs()).unwrap_or(i64::MAX);
-    connection.execute("UPDATE bundle SET refresh_hint = ?1", [seconds])?;
-    count(connection, AuthorityKind::Root)
-}
-
-/// Lets running servers look again.
-pub(super) fn touch(connection: &Connection) -> Result<(), StoreError> {
-    connection.execute("UPDATE bundle SET version = version + 1", [])?;
-    Ok(())
-}
-
-fn count(connection: &Connection, kind: AuthorityKind) -> Result<(), StoreError> {
-    if kind == AuthorityKind::Root {
-        connection.execute("UPDATE bundle SET sequence = sequence + 1", [])?;
+    /// Every one that was ever recorded, oldest first.
+    pub fn list_authorities(&mut self) -> Result<Vec<AuthorityRow>, StoreError> {
+        let rows = self.query(&format!("SELECT {COLUMNS} FROM authority ORDER BY position"), &[])?;
+        rows.iter().map(authority).collect()
     }
-    touch(connection)
+
+    /// The state of one.
+    pub fn authority_state(&mut self, fingerprint: &str) -> Result<Option<AuthorityState>, StoreError> {
+        let row = self.query_first("SELECT state FROM authority WHERE fingerprint = ?1", &[fingerprint.into()])?;
+        row.map(|row| state(row.text(0)?)).transpose()
+    }
+
+    /// What is said of the bundle as a whole.
+    pub fn bundle_row(&mut self) -> Result<BundleRow, StoreError> {
+        let row = self.query_first("SELECT sequence, version, refresh_hint FROM bundle", &[])?;
+        let row = row.ok_or_else(|| StoreError::Damaged("no row about the bundle".into()))?;
+        Ok(BundleRow {
+            sequence: number(row.int(0)?)?,
+            version: number(row.int(1)?)?,
+            refresh_hint: Duration::from_secs(number(row.int(2)?)?),
+        })
+    }
+
+    /// Says how often verifiers shall look for a new bundle.
+    pub fn set_refresh_hint(&mut self, hint: Duration) -> Result<(), StoreError> {
+        let seconds = i64::try_from(hint.as_secs()).unwrap_or(i64::MAX);
+        self.execute("UPDATE bundle SET refresh_hint = ?1", &[seconds.into()])?;
+        self.count(AuthorityKind::Root)
+    }
+
+    /// Lets running servers look again.
+    pub(super) fn touch(&mut self) -> Result<(), StoreError> {
+        self.execute("UPDATE bundle SET version = version + 1", &[]).map(drop)
+    }
+
+    fn count(&mut self, kind: AuthorityKind) -> Result<(), StoreError> {
+        if kind == AuthorityKind::Root {
+            self.execute("UPDATE bundle SET sequence = sequence + 1", &[])?;
+        }
+        self.touch()
+    }
+}
+
+/// A number that is never negative.
+pub(super) fn number(number: i64) -> Result<u64, StoreError> {
+    u64::try_from(number).map_err(|_| StoreError::Damaged(format!("the impossible number {number}")))
 }
 
 fn state(text: &str) -> Result<AuthorityState, StoreError> {
@@ -184,19 +181,19 @@ fn state(text: &str) -> Result<AuthorityState, StoreError> {
     found.ok_or_else(|| StoreError::Damaged(format!("the unknown state \"{text}\" of an authority")))
 }
 
-fn authority(row: &Row<'_>) -> Result<AuthorityRow, StoreError> {
-    let kind: String = row.get(1)?;
+fn authority(row: &Row) -> Result<AuthorityRow, StoreError> {
+    let kind = row.text(1)?;
     let kind = [AuthorityKind::Root, AuthorityKind::Intermediate]
         .into_iter()
         .find(|known| known.as_str() == kind)
         .ok_or_else(|| StoreError::Damaged(format!("the unknown kind \"{kind}\" of an authority")))?;
     Ok(AuthorityRow {
-        fingerprint: row.get(0)?,
+        fingerprint: row.text(0)?.to_owned(),
         kind,
-        state: state(&row.get::<_, String>(2)?)?,
-        issuer: row.get(3)?,
-        certificate: row.get(4)?,
-        created_at: time_from(row.get(5)?)?,
-        changed_at: time_from(row.get(6)?)?,
+        state: state(row.text(2)?)?,
+        issuer: row.optional_text(3)?.map(str::to_owned),
+        certificate: row.blob(4)?.to_vec(),
+        created_at: row.time(5)?,
+        changed_at: row.time(6)?,
     })
 }

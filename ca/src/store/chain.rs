@@ -7,10 +7,9 @@
 
 use std::{fmt, str::FromStr};
 
-use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
-use super::{LogEntry, StoreError, for_each, names_to_json};
+use super::{LogEntry, StoreError, Transaction, names_to_json, sql::Dialect};
 use crate::authority::hex;
 
 /// Says what is hashed, so that no other use of SHA-256 can be taken for it.
@@ -146,48 +145,58 @@ pub struct ChainReport {
     pub anchor: Option<(i64, ChainHash)>,
 }
 
-/// Computes every hash anew. With `head`, a hash noted earlier must be among them (or be the anchor's).
-///
-/// Call it in a snapshot, or what is recorded meanwhile may look cut.
-pub fn verify_chain(connection: &Connection, head: Option<ChainHash>) -> Result<ChainReport, ChainFault> {
-    let anchor = anchor(connection)?;
-    let (mut last_seq, mut before) = anchor.unwrap_or((0, ChainHash::GENESIS));
-    let mut found = head.is_none_or(|head| head == before);
-    let mut records = 0;
-    for_each(connection, |record| {
-        let hash = before.of_next(record.seq, &record.entry);
-        if hash != record.hash || record.seq <= last_seq {
-            return Err(ChainFault::Broken { seq: record.seq, serial: record.entry.serial });
+impl Transaction<'_> {
+    /// Computes every hash anew. With `head`, a hash noted earlier must be among them (or be the anchor's).
+    ///
+    /// Call it in a snapshot, or what is recorded meanwhile may look cut.
+    pub fn verify_chain(&mut self, head: Option<ChainHash>) -> Result<ChainReport, ChainFault> {
+        let anchor = self.anchor()?;
+        let (mut last_seq, mut before) = anchor.unwrap_or((0, ChainHash::GENESIS));
+        let mut found = head.is_none_or(|head| head == before);
+        let mut records = 0;
+        self.for_each(|record| {
+            let hash = before.of_next(record.seq, &record.entry);
+            if hash != record.hash || record.seq <= last_seq {
+                return Err(ChainFault::Broken { seq: record.seq, serial: record.entry.serial });
+            }
+            records += 1;
+            (last_seq, before) = (record.seq, hash);
+            found |= head == Some(hash);
+            Ok(())
+        })?;
+        let last = self.last_written()?;
+        if last != last_seq {
+            return Err(ChainFault::Cut { found: last_seq, last });
         }
-        records += 1;
-        (last_seq, before) = (record.seq, hash);
-        found |= head == Some(hash);
-        Ok(())
-    })?;
-    let last = last_written(connection)?;
-    if last != last_seq {
-        return Err(ChainFault::Cut { found: last_seq, last });
+        match head {
+            Some(head) if !found => Err(ChainFault::HeadMissing(head)),
+            _ => Ok(ChainReport { records, last_seq, head: before, anchor }),
+        }
     }
-    match head {
-        Some(head) if !found => Err(ChainFault::HeadMissing(head)),
-        _ => Ok(ChainReport { records, last_seq, head: before, anchor }),
+
+    /// Number and hash of the newest record that was ever written: what the next one follows.
+    pub(super) fn head(&mut self) -> Result<(i64, ChainHash), StoreError> {
+        let newest = self.query_first("SELECT hash FROM issued ORDER BY seq DESC LIMIT 1", &[])?;
+        let before = match newest {
+            Some(row) => row.chain_hash(0)?,
+            None => self.anchor()?.map_or(ChainHash::GENESIS, |(_, hash)| hash),
+        };
+        Ok((self.last_written()?, before))
     }
-}
 
-/// Where the chain begins after pruning.
-pub(super) fn anchor(connection: &Connection) -> Result<Option<(i64, ChainHash)>, StoreError> {
-    let row = connection
-        .prepare_cached("SELECT seq, hash FROM log_anchor ORDER BY seq DESC LIMIT 1")?
-        .query_row([], |row| Ok((row.get(0)?, ChainHash(row.get(1)?))))
-        .optional()?;
-    Ok(row)
-}
+    /// Where the chain begins after pruning.
+    fn anchor(&mut self) -> Result<Option<(i64, ChainHash)>, StoreError> {
+        let row = self.query_first("SELECT seq, hash FROM log_anchor ORDER BY seq DESC LIMIT 1", &[])?;
+        row.map(|row| Ok((row.int(0)?, row.chain_hash(1)?))).transpose()
+    }
 
-/// The number of the newest record that was ever written; SQLite keeps it for AUTOINCREMENT.
-pub(super) fn last_written(connection: &Connection) -> Result<i64, StoreError> {
-    let last = connection
-        .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'issued'")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    Ok(last.unwrap_or(0))
+    /// The number of the newest record that was ever written. SQLite keeps it for AUTOINCREMENT.
+    fn last_written(&mut self) -> Result<i64, StoreError> {
+        let sql = match self.dialect() {
+            Dialect::Sqlite => "SELECT seq FROM sqlite_sequence WHERE name = 'issued'",
+            Dialect::Postgres => "SELECT last_seq FROM ca",
+        };
+        let row = self.query_first(sql, &[])?;
+        row.map_or(Ok(0), |row| row.int(0))
+    }
 }

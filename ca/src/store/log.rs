@@ -1,9 +1,11 @@
 //! The issuance log: every certificate that this CA has signed, written before the certificate leaves.
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use time::OffsetDateTime;
 
-use super::{ChainHash, StoreError, chain, names_from_json, names_to_json, time_from};
+use super::{
+    ChainHash, StoreError, Transaction, names_from_json, names_to_json,
+    sql::{Dialect, Row, Value},
+};
 use outrigger_identity::SpiffeId;
 
 /// By what right a certificate was issued.
@@ -78,107 +80,110 @@ pub struct LogRecord {
     pub entry: LogEntry,
 }
 
-/// Adds a record behind the newest. Durable when the transaction around it has been committed.
-pub fn append(tx: &Transaction<'_>, entry: &LogEntry) -> Result<(), StoreError> {
-    let newest = tx
-        .prepare_cached("SELECT hash FROM issued ORDER BY seq DESC LIMIT 1")?
-        .query_row([], |row| row.get(0).map(ChainHash))
-        .optional()?;
-    let before = match newest {
-        Some(hash) => hash,
-        None => chain::anchor(tx)?.map_or(ChainHash::GENESIS, |(_, hash)| hash),
-    };
-    insert(tx, chain::last_written(tx)? + 1, &before, entry)?;
-    Ok(())
-}
+/// Rows that are fetched at a time.
+const PAGE: usize = 500;
 
-pub(super) fn insert(
-    connection: &Connection,
-    seq: i64,
-    before: &ChainHash,
-    entry: &LogEntry,
-) -> Result<ChainHash, StoreError> {
-    let hash = before.of_next(seq, entry);
-    let mut statement = connection.prepare_cached(
-        "INSERT INTO issued (serial, id, dns_names, not_before, not_after, credential, credential_ref, certificate,
-         issued_at, seq, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-    )?;
-    statement.execute(params![
-        entry.serial,
-        entry.id.as_ref().map(SpiffeId::as_str),
-        names_to_json(&entry.dns_names),
-        entry.not_before.unix_timestamp(),
-        entry.not_after.unix_timestamp(),
-        entry.credential.as_str(),
-        entry.credential_ref,
-        entry.certificate,
-        entry.issued_at.unix_timestamp(),
-        seq,
-        hash.0,
-    ])?;
-    Ok(hash)
+impl Transaction<'_> {
+    /// Adds a record behind the newest. Durable when the transaction around it has been committed.
+    pub fn append(&mut self, entry: &LogEntry) -> Result<(), StoreError> {
+        let (last, before) = self.head()?;
+        let seq = last + 1;
+        let hash = before.of_next(seq, entry);
+        self.execute(INSERT, &values(entry, &names_to_json(&entry.dns_names), seq, &hash))?;
+        if self.dialect() == Dialect::Postgres {
+            self.execute("UPDATE ca SET last_seq = ?1", &[seq.into()])?;
+        }
+        self.appended = Some((seq, hash));
+        Ok(())
+    }
+
+    /// The record of one certificate.
+    pub fn by_serial(&mut self, serial: &str) -> Result<Option<LogEntry>, StoreError> {
+        let row = self.query_first(&format!("SELECT {COLUMNS} FROM issued WHERE serial = ?1"), &[serial.into()])?;
+        row.map(|row| entry(&row, 0)).transpose()
+    }
+
+    /// Visits every record, oldest first, without holding them all.
+    pub fn for_each<E: From<StoreError>>(
+        &mut self,
+        mut visit: impl FnMut(LogRecord) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql = format!("SELECT seq, hash, {COLUMNS} FROM issued WHERE seq > ?1 ORDER BY seq LIMIT {PAGE}");
+        let mut after = i64::MIN;
+        loop {
+            let page = self.query(&sql, &[after.into()])?;
+            for row in &page {
+                let record = LogRecord { seq: row.int(0)?, hash: row.chain_hash(1)?, entry: entry(row, 2)? };
+                after = record.seq;
+                visit(record)?;
+            }
+            if page.len() < PAGE {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Visits the record of every certificate that is still good at `now`, oldest first. What `visit` reads meanwhile is
+    /// of the same transaction.
+    pub fn for_each_unexpired<E: From<StoreError>>(
+        &mut self,
+        now: OffsetDateTime,
+        mut visit: impl FnMut(&mut Self, LogEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql =
+            format!("SELECT seq, {COLUMNS} FROM issued WHERE not_after >= ?1 AND seq > ?2 ORDER BY seq LIMIT {PAGE}");
+        let mut after = i64::MIN;
+        loop {
+            let page = self.query(&sql, &[now.into(), after.into()])?;
+            for row in &page {
+                after = row.int(0)?;
+                visit(self, entry(row, 1)?)?;
+            }
+            if page.len() < PAGE {
+                return Ok(());
+            }
+        }
+    }
 }
 
 pub(super) const COLUMNS: &str =
     "serial, id, dns_names, not_before, not_after, credential, credential_ref, certificate, issued_at";
 
-/// The record of one certificate.
-pub fn by_serial(connection: &Connection, serial: &str) -> Result<Option<LogEntry>, StoreError> {
-    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM issued WHERE serial = ?1"))?;
-    statement.query_row([serial], |row| Ok(entry(row, 0))).optional()?.transpose()
-}
+pub(super) const INSERT: &str = "INSERT INTO issued (serial, id, dns_names, not_before, not_after, credential, \
+     credential_ref, certificate, issued_at, seq, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 
-/// Visits every record, oldest first, without holding them all.
-pub fn for_each<E: From<StoreError>>(
-    connection: &Connection,
-    mut visit: impl FnMut(LogRecord) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut statement = connection
-        .prepare(&format!("SELECT seq, hash, {COLUMNS} FROM issued ORDER BY seq"))
-        .map_err(StoreError::from)?;
-    let mut rows = statement.query([]).map_err(StoreError::from)?;
-    while let Some(row) = rows.next().map_err(StoreError::from)? {
-        visit(record(row)?)?;
-    }
-    Ok(())
-}
-
-/// Visits the record of every certificate that is still good at `now`, oldest first.
-pub fn for_each_unexpired<E: From<StoreError>>(
-    connection: &Connection,
-    now: OffsetDateTime,
-    mut visit: impl FnMut(LogEntry) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut statement = connection
-        .prepare(&format!("SELECT {COLUMNS} FROM issued WHERE not_after >= ?1 ORDER BY seq"))
-        .map_err(StoreError::from)?;
-    let mut rows = statement.query([now.unix_timestamp()]).map_err(StoreError::from)?;
-    while let Some(row) = rows.next().map_err(StoreError::from)? {
-        visit(entry(row, 0)?)?;
-    }
-    Ok(())
-}
-
-fn record(row: &Row<'_>) -> Result<LogRecord, StoreError> {
-    Ok(LogRecord { seq: row.get(0)?, hash: ChainHash(row.get(1)?), entry: entry(row, 2)? })
+/// The parameters of [`INSERT`].
+pub(super) fn values<'a>(entry: &'a LogEntry, names: &'a str, seq: i64, hash: &'a ChainHash) -> [Value<'a>; 11] {
+    [
+        (&entry.serial).into(),
+        entry.id.as_ref().map(SpiffeId::as_str).into(),
+        names.into(),
+        entry.not_before.into(),
+        entry.not_after.into(),
+        entry.credential.as_str().into(),
+        entry.credential_ref.as_ref().into(),
+        entry.certificate.as_slice().into(),
+        entry.issued_at.into(),
+        seq.into(),
+        (&hash.0).into(),
+    ]
 }
 
 /// Reads [`COLUMNS`] that begin at column `at`.
-pub(super) fn entry(row: &Row<'_>, at: usize) -> Result<LogEntry, StoreError> {
-    let id: Option<String> = row.get(at + 1)?;
-    let id = match id {
-        Some(text) => Some(SpiffeId::parse(&text).map_err(|e| StoreError::Damaged(format!("the id {text}: {e}")))?),
+pub(super) fn entry(row: &Row, at: usize) -> Result<LogEntry, StoreError> {
+    let id = match row.optional_text(at + 1)? {
+        Some(text) => Some(SpiffeId::parse(text).map_err(|e| StoreError::Damaged(format!("the id {text}: {e}")))?),
         None => None,
     };
     Ok(LogEntry {
-        serial: row.get(at)?,
+        serial: row.text(at)?.to_owned(),
         id,
-        dns_names: names_from_json(&row.get::<_, String>(at + 2)?)?,
-        not_before: time_from(row.get(at + 3)?)?,
-        not_after: time_from(row.get(at + 4)?)?,
-        credential: CredentialKind::parse(&row.get::<_, String>(at + 5)?)?,
-        credential_ref: row.get(at + 6)?,
-        certificate: row.get(at + 7)?,
-        issued_at: time_from(row.get(at + 8)?)?,
+        dns_names: names_from_json(row.text(at + 2)?)?,
+        not_before: row.time(at + 3)?,
+        not_after: row.time(at + 4)?,
+        credential: CredentialKind::parse(row.text(at + 5)?)?,
+        credential_ref: row.optional_text(at + 6)?.map(str::to_owned),
+        certificate: row.blob(at + 7)?.to_vec(),
+        issued_at: row.time(at + 8)?,
     })
 }

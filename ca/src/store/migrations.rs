@@ -1,18 +1,30 @@
-//! How the schema came to be, step by step; `user_version` counts the steps that a file has seen.
+//! How the schema came to be, step by step, in both dialects; the database counts the steps that it has seen.
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+mod authorities;
 
-use super::{StoreError, chain::ChainHash, log};
+use super::{
+    StoreError,
+    chain::ChainHash,
+    log, names_to_json,
+    sql::{CommitError, Dialect, Mode, Sql},
+};
 
-enum Step {
-    Sql(&'static str),
-    Code(fn(&Transaction<'_>) -> Result<(), StoreError>),
+/// What brings the schema from one version to the next.
+struct Step {
+    sqlite: Work,
+    postgres: Work,
 }
 
-/// Each entry brings the schema from its index to the next. Never edit one that was released: append.
+enum Work {
+    Sql(&'static str),
+    Code(fn(&mut dyn Sql) -> Result<(), StoreError>),
+}
+
+/// Never edit one that was released: append.
 const STEPS: &[Step] = &[
-    Step::Sql(
-        "
+    Step {
+        sqlite: Work::Sql(
+            "
     CREATE TABLE token (
         hash       BLOB PRIMARY KEY,        -- SHA-256 of the token
         id         TEXT NOT NULL,
@@ -36,77 +48,88 @@ const STEPS: &[Step] = &[
     CREATE TRIGGER issued_is_append_only BEFORE UPDATE ON issued
         BEGIN SELECT RAISE(ABORT, 'the issuance log is append-only'); END;
 ",
-    ),
-    Step::Code(chain_the_log),
-    Step::Sql(
-        "
-    CREATE TABLE authority (
-        position    INTEGER PRIMARY KEY AUTOINCREMENT,
-        fingerprint TEXT NOT NULL UNIQUE,    -- SHA-256 of the certificate, lower-case hex
-        kind        TEXT NOT NULL,           -- root, intermediate
-        state       TEXT NOT NULL,           -- prepared, active, old, tainted, revoked
-        issuer      TEXT REFERENCES authority (fingerprint), -- NULL: a root
-        certificate BLOB NOT NULL,           -- DER
-        created_at  INTEGER NOT NULL,
-        changed_at  INTEGER NOT NULL
-    ) STRICT;
-    CREATE TABLE bundle (
-        one          INTEGER PRIMARY KEY CHECK (one = 1),
-        sequence     INTEGER NOT NULL,       -- changes of the roots
-        version      INTEGER NOT NULL,       -- changes that a running server takes up
-        refresh_hint INTEGER NOT NULL        -- seconds
-    ) STRICT;
-    INSERT INTO bundle (one, sequence, version, refresh_hint) VALUES (1, 0, 0, 60);
-    CREATE TABLE revocation (
-        seq        INTEGER PRIMARY KEY AUTOINCREMENT,
-        serial     TEXT NOT NULL UNIQUE,     -- of the certificate, lower-case hex
-        issuer     TEXT NOT NULL REFERENCES authority (fingerprint),
-        reason     TEXT NOT NULL,            -- as in RFC 5280
-        not_after  INTEGER NOT NULL,
-        revoked_at INTEGER NOT NULL,
-        hash       BLOB NOT NULL CHECK (length(hash) = 32) -- over this row and the hash before
-    ) STRICT;
-    CREATE INDEX revocation_by_issuer ON revocation (issuer, not_after);
-    CREATE TRIGGER revocation_is_not_changed BEFORE UPDATE ON revocation
-        BEGIN SELECT RAISE(ABORT, 'revocations are append-only'); END;
-    CREATE TRIGGER revocation_is_not_removed BEFORE DELETE ON revocation
-        BEGIN SELECT RAISE(ABORT, 'revocations are append-only'); END;
-    CREATE TABLE blocked_id (
-        id         TEXT PRIMARY KEY,         -- SPIFFE id
-        blocked_at INTEGER NOT NULL
-    ) STRICT;
-    CREATE TABLE crl (
-        issuer      TEXT PRIMARY KEY REFERENCES authority (fingerprint),
-        number      INTEGER NOT NULL,
-        newest      INTEGER NOT NULL,        -- the newest revocation that it takes account of
-        made_at     INTEGER NOT NULL,
-        next_update INTEGER NOT NULL,
-        der         BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX issued_by_end ON issued (not_after);
-    CREATE INDEX issued_by_id ON issued (id);
-",
-    ),
+        ),
+        // PostgreSQL came later.
+        postgres: Work::Sql(""),
+    },
+    Step { sqlite: Work::Code(chain_the_log), postgres: Work::Sql(POSTGRES_TOKENS_AND_LOG) },
+    Step { sqlite: Work::Sql(authorities::SQLITE), postgres: Work::Sql(authorities::POSTGRES) },
 ];
 
+const POSTGRES_TOKENS_AND_LOG: &str = "
+    CREATE TABLE token (
+        hash       BYTEA PRIMARY KEY CHECK (octet_length(hash) = 32), -- SHA-256 of the token
+        rowid      BIGINT GENERATED ALWAYS AS IDENTITY, -- in which order they were made, as SQLite has it of its own
+        id         TEXT NOT NULL,
+        dns_names  TEXT NOT NULL,           -- JSON array
+        created_at BIGINT NOT NULL,         -- all times: seconds since 1970
+        expires_at BIGINT NOT NULL,
+        used_at    BIGINT,
+        revoked_at BIGINT
+    );
+    CREATE TABLE issued (
+        seq            BIGINT PRIMARY KEY,
+        serial         TEXT NOT NULL UNIQUE, -- lower-case hex
+        id             TEXT,                 -- NULL: the enrolment server's own certificate
+        dns_names      TEXT NOT NULL,        -- JSON array
+        not_before     BIGINT NOT NULL,
+        not_after      BIGINT NOT NULL,
+        credential     TEXT NOT NULL,        -- operator, token, certificate, server
+        credential_ref TEXT,                 -- hash of the token, serial of the certificate renewed
+        certificate    BYTEA NOT NULL,       -- DER
+        issued_at      BIGINT NOT NULL,
+        hash           BYTEA NOT NULL CHECK (octet_length(hash) = 32) -- over this record and the hash before
+    );
+    CREATE TABLE log_anchor (
+        seq       BIGINT PRIMARY KEY,        -- of the last record that was pruned
+        hash      BYTEA NOT NULL CHECK (octet_length(hash) = 32), -- its hash, where the chain now begins
+        pruned    BIGINT NOT NULL,           -- how many records went
+        pruned_at BIGINT NOT NULL
+    );
+    CREATE FUNCTION issued_is_append_only() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'the issuance log is append-only'; END $$;
+    CREATE TRIGGER issued_is_append_only BEFORE UPDATE ON issued
+        FOR EACH ROW EXECUTE FUNCTION issued_is_append_only();
+    CREATE TRIGGER issued_is_not_truncated BEFORE TRUNCATE ON issued
+        FOR EACH STATEMENT EXECUTE FUNCTION issued_is_append_only();
+    CREATE FUNCTION issued_is_pruned_behind_an_anchor() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF OLD.seq > coalesce((SELECT max(seq) FROM log_anchor), 0) THEN
+            RAISE EXCEPTION 'the issuance log is append-only';
+        END IF;
+        RETURN OLD;
+    END $$;
+    CREATE TRIGGER issued_is_pruned_behind_an_anchor BEFORE DELETE ON issued
+        FOR EACH ROW EXECUTE FUNCTION issued_is_pruned_behind_an_anchor();
+";
+
 /// Brings the schema up to date, in one transaction.
-pub(super) fn run(connection: &mut Connection) -> Result<(), StoreError> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
+pub(super) fn run(sql: &mut dyn Sql) -> Result<(), StoreError> {
+    sql.begin(Mode::Write)?;
+    if let Err(error) = steps(sql) {
+        sql.rollback();
+        return Err(error);
+    }
+    sql.commit().map_err(CommitError::into_inner)
+}
+
+fn steps(sql: &mut dyn Sql) -> Result<(), StoreError> {
+    let found = sql.schema_version()?;
     let known = STEPS.len();
     let found = usize::try_from(found).map_err(|_| StoreError::Damaged(format!("schema version {found}")))?;
     if found > known {
         return Err(StoreError::Newer { found, known });
     }
     for step in &STEPS[found..] {
-        match step {
-            Step::Sql(text) => tx.execute_batch(text)?,
-            Step::Code(work) => work(&tx)?,
+        let work = match sql.dialect() {
+            Dialect::Sqlite => &step.sqlite,
+            Dialect::Postgres => &step.postgres,
+        };
+        match work {
+            Work::Sql(text) => sql.batch(text)?,
+            Work::Code(work) => work(sql)?,
         }
     }
-    tx.pragma_update(None, "user_version", known as i64)?;
-    tx.commit()?;
-    Ok(())
+    sql.set_schema_version(known as i64)
 }
 
 /// Gives each record its place in the hash chain, lets tokens be revoked, and lets nothing be deleted but what an
@@ -114,8 +137,8 @@ pub(super) fn run(connection: &mut Connection) -> Result<(), StoreError> {
 ///
 /// The table is made anew because its new column has no default: a server of the version before, still running,
 /// then fails to record, and so to issue, instead of writing records outside the chain or taking revoked tokens.
-fn chain_the_log(tx: &Transaction<'_>) -> Result<(), StoreError> {
-    tx.execute_batch(
+fn chain_the_log(sql: &mut dyn Sql) -> Result<(), StoreError> {
+    sql.batch(
         "
     DROP TRIGGER issued_is_append_only;
     ALTER TABLE issued RENAME TO issued_before;
@@ -142,15 +165,21 @@ fn chain_the_log(tx: &Transaction<'_>) -> Result<(), StoreError> {
 ",
     )?;
     let mut before = ChainHash::GENESIS;
-    let mut statement = tx.prepare(&format!("SELECT seq, {} FROM issued_before ORDER BY seq", log::COLUMNS))?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let (seq, entry) = (row.get(0)?, log::entry(row, 1)?);
-        before = log::insert(tx, seq, &before, &entry)?;
+    let mut last = i64::MIN;
+    let page = format!("SELECT seq, {} FROM issued_before WHERE seq > ?1 ORDER BY seq LIMIT 500", log::COLUMNS);
+    loop {
+        let rows = sql.query(&page, &[last.into()])?;
+        if rows.is_empty() {
+            break;
+        }
+        for row in &rows {
+            let entry = log::entry(row, 1)?;
+            last = row.int(0)?;
+            before = before.of_next(last, &entry);
+            sql.execute(log::INSERT, &log::values(&entry, &names_to_json(&entry.dns_names), last, &before))?;
+        }
     }
-    drop(rows);
-    drop(statement);
-    tx.execute_batch(
+    sql.batch(
         "
     DROP TABLE issued_before;
     CREATE TRIGGER issued_is_append_only BEFORE UPDATE ON issued

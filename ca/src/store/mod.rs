@@ -1,121 +1,97 @@
-//! Everything durable: authorities, join tokens, the issuance log and revocations, in one SQLite file.
+//! Everything durable: authorities, join tokens, the issuance log and revocations. In one SQLite file.
 //!
-//! Promise: what [`Database::transaction`] returned `Ok` for is on the disk (WAL with `synchronous=FULL`). SQLite's
-//! own locking lets the command line work beside a running server.
+//! Promise: what [`Database::transaction`] returned `Ok` for is on the disk.
+//!
+//! [`Transaction`] is the one interface to it, and says how to add to it.
 
 mod authorities;
 mod chain;
 mod crls;
+mod error;
 mod log;
 mod migrations;
 mod prune;
 mod revocations;
+mod sql;
+mod sqlite;
 mod thread;
 mod tokens;
+mod transaction;
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
-
-pub use authorities::{
-    AuthorityKind, AuthorityRow, AuthorityState, BundleRow, authority_state, bundle_row, insert_authority,
-    list_authorities, move_authority, set_refresh_hint,
-};
-pub use chain::{ChainFault, ChainHash, ChainReport, verify_chain};
-pub use crls::{CrlRow, crl_of, next_crl_number, put_crl};
-pub use log::{CredentialKind, LogEntry, LogRecord, append, by_serial, for_each, for_each_unexpired};
-pub use prune::{Pruned, prune};
-pub use revocations::{
-    RevocationReason, RevocationRow, block_id, blocked_at, insert_revocation, newest_revocation_of, revocations_of,
-    revoked_at, unblock_id, verify_revocations,
-};
+pub use authorities::{AuthorityKind, AuthorityRow, AuthorityState, BundleRow};
+pub use chain::{ChainFault, ChainHash, ChainReport};
+pub use crls::CrlRow;
+pub use error::StoreError;
+pub use log::{CredentialKind, LogEntry, LogRecord};
+pub use prune::Pruned;
+pub use revocations::{RevocationReason, RevocationRow};
+use sql::{CommitError, Mode, Sql};
 pub use thread::{Store, StoreGone};
-pub use tokens::{
-    MIN_REF_LEN, TokenRow, TokenState, insert_token, list_tokens, revoke_token, revoke_tokens_of, spend_token,
-    token_by_hash, tokens_by_ref, tokens_waiting,
-};
+pub use tokens::{MIN_REF_LEN, TokenRow, TokenState};
+pub use transaction::Transaction;
 
-/// How long one process waits for another's transaction.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The database failed, or what is in it cannot be understood.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// SQLite reported a failure.
-    #[error("the CA's database failed: {0}; check the disk's space and the permissions of ca.db")]
-    Sqlite(#[from] rusqlite::Error),
-    /// In another mode `synchronous=FULL` would not keep what was committed through a loss of power.
-    #[error(
-        "ca.db stays in journal mode \"{0}\": its file system does not offer what SQLite's WAL needs; keep the CA's folder on a local disk"
-    )]
-    NoWal(String),
-    /// A newer program has been here.
-    #[error("ca.db has schema version {found} and this program knows up to {known}; use the newer outrigger-ca again")]
-    Newer {
-        /// Version in the file.
-        found: usize,
-        /// The newest that this program knows.
-        known: usize,
-    },
-    /// A row holds something that this program never writes.
-    #[error("the CA's database holds {0}; restore ca.db from a backup")]
-    Damaged(String),
-}
+use crate::authority::Directory;
 
 /// An open database. Blocking: a server uses it through [`Store`].
 pub struct Database {
-    connection: Connection,
+    sql: Box<dyn Sql>,
 }
 
 impl Database {
-    /// Opens the file, which must exist (empty is enough), brings its schema up to date, and makes it durable.
+    /// The database of the CA in this directory.
+    pub fn of(directory: &Directory) -> Result<Self, StoreError> {
+        Self::open(&directory.database_path())
+    }
+
+    /// Opens an SQLite file, which must exist (empty is enough), brings its schema up to date, and makes it durable.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        // Not created when missing: a CA that has lost its log must say so, not begin a new one in silence.
-        let mut connection =
-            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-        if mode != "wal" {
-            return Err(StoreError::NoWal(mode));
-        }
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "foreign_keys", true)?;
-        migrations::run(&mut connection)?;
-        Ok(Self { connection })
+        let mut sqlite = sqlite::Sqlite::open(path)?;
+        migrations::run(&mut sqlite)?;
+        Ok(Self { sql: Box::new(sqlite) })
     }
 
     /// Runs `work` in one write transaction: all of it is on the disk when this returns `Ok`, and none of it
-    /// happened when it returns `Err`.
+    /// happened when it returns `Err`. There is one write transaction at a time, so what `work` reads cannot change
+    /// before it writes.
     pub fn transaction<T, E: From<StoreError>>(
         &mut self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+        mut work: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        // IMMEDIATE takes the write lock first, so what `work` reads cannot change before it writes.
-        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
-        let result = work(&tx)?;
-        tx.commit().map_err(StoreError::from)?;
-        Ok(result)
+        self.sql.begin(Mode::Write)?;
+        match work(&mut Transaction::new(&mut *self.sql)) {
+            Ok(value) => match self.sql.commit() {
+                Ok(()) => Ok(value),
+                Err(CommitError::NotDone(error) | CommitError::Unknown(error)) => Err(error.into()),
+            },
+            Err(error) => {
+                self.sql.rollback();
+                Err(error)
+            }
+        }
     }
 
     /// Runs `work` on one state of the database, however long it takes: who records meanwhile is not kept waiting.
     pub fn snapshot<T, E: From<StoreError>>(
         &mut self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(StoreError::from)?;
-        work(&tx)
+        self.sql.begin(Mode::Read)?;
+        let result = work(&mut Transaction::new(&mut *self.sql));
+        self.sql.rollback();
+        result
     }
 
-    /// SQLite's own look at the file's pages and indexes; each line is one thing that is wrong.
-    pub fn integrity(&self) -> Result<Vec<String>, StoreError> {
-        let mut statement = self.connection.prepare("PRAGMA quick_check")?;
-        let lines = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
-        Ok(lines.into_iter().filter(|line| line != "ok").collect())
+    /// What the database itself finds wrong with what it holds; each line is one thing.
+    pub fn integrity(&mut self) -> Result<Vec<String>, StoreError> {
+        self.sql.integrity()
     }
 
-    /// For reading outside a transaction.
-    pub fn connection(&self) -> &Connection {
-        &self.connection
+    /// For tests that meddle.
+    #[cfg(test)]
+    fn batch(&mut self, sql: &str) -> Result<(), StoreError> {
+        self.sql.batch(sql)
     }
 }
 

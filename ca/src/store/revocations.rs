@@ -3,11 +3,10 @@
 //! The chain is made and proved like the issuance log's. Rows stay for ever; a list for verifiers leaves out what has
 //! expired.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
-use super::{ChainFault, ChainHash, StoreError, authorities, time_from};
+use super::{ChainFault, ChainHash, StoreError, Transaction, sql::Row};
 
 const CONTEXT: &[u8] = b"outrigger-ca revocations v1";
 
@@ -80,118 +79,115 @@ pub struct RevocationRow {
     pub revoked_at: OffsetDateTime,
 }
 
-/// Records a revocation. `false`: it was revoked before, and nothing changed.
-pub fn insert_revocation(connection: &Connection, row: &RevocationRow) -> Result<bool, StoreError> {
-    if revoked_at(connection, &row.serial)?.is_some() {
-        return Ok(false);
-    }
-    let newest: Option<[u8; 32]> = connection
-        .prepare_cached("SELECT hash FROM revocation ORDER BY seq DESC LIMIT 1")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    let seq = last_written(connection)? + 1;
-    let hash = hash_of(&newest.unwrap_or_default(), seq, row);
-    connection.execute(
-        "INSERT INTO revocation (seq, serial, issuer, reason, not_after, revoked_at, hash)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![
-            seq,
-            row.serial,
-            row.issuer,
-            row.reason.as_str(),
-            row.not_after.unix_timestamp(),
-            row.revoked_at.unix_timestamp(),
-            hash
-        ],
-    )?;
-    authorities::touch(connection)?;
-    Ok(true)
-}
+const COLUMNS: &str = "seq, hash, serial, issuer, reason, not_after, revoked_at";
 
-/// When a certificate was revoked, if it was.
-pub fn revoked_at(connection: &Connection, serial: &str) -> Result<Option<OffsetDateTime>, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT revoked_at FROM revocation WHERE serial = ?1")?;
-    let at: Option<i64> = statement.query_row([serial], |row| row.get(0)).optional()?;
-    at.map(time_from).transpose()
-}
+/// Rows that are fetched at a time.
+const PAGE: usize = 500;
 
-/// What an issuer revoked and has not expired at `now`, oldest first.
-pub fn revocations_of(
-    connection: &Connection,
-    issuer: &str,
-    now: OffsetDateTime,
-) -> Result<Vec<RevocationRow>, StoreError> {
-    let sql = "SELECT seq, hash, serial, issuer, reason, not_after, revoked_at FROM revocation
-               WHERE issuer = ?1 AND not_after >= ?2 ORDER BY seq";
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query(params![issuer, now.unix_timestamp()])?;
-    let mut all = Vec::new();
-    while let Some(row) = rows.next()? {
-        all.push(revocation(row)?.2);
-    }
-    Ok(all)
-}
-
-/// The number of the newest revocation by an issuer; 0 without any.
-pub fn newest_revocation_of(connection: &Connection, issuer: &str) -> Result<i64, StoreError> {
-    let sql = "SELECT coalesce(max(seq), 0) FROM revocation WHERE issuer = ?1";
-    Ok(connection.prepare_cached(sql)?.query_row([issuer], |row| row.get(0))?)
-}
-
-/// Proves the chain of revocations; gives back how many there are and the newest hash.
-pub fn verify_revocations(connection: &Connection) -> Result<(u64, ChainHash), ChainFault> {
-    let sql = "SELECT seq, hash, serial, issuer, reason, not_after, revoked_at FROM revocation ORDER BY seq";
-    let mut statement = connection.prepare(sql).map_err(StoreError::from)?;
-    let mut rows = statement.query([]).map_err(StoreError::from)?;
-    let (mut before, mut last, mut count) = ([0; 32], 0, 0);
-    while let Some(row) = rows.next().map_err(StoreError::from)? {
-        let (seq, hash, row) = revocation(row)?;
-        if seq != last + 1 || hash != hash_of(&before, seq, &row) {
-            return Err(ChainFault::RevocationBroken { seq, serial: row.serial });
+impl Transaction<'_> {
+    /// Records a revocation. `false`: it was revoked before, and nothing changed.
+    pub fn insert_revocation(&mut self, row: &RevocationRow) -> Result<bool, StoreError> {
+        if self.revoked_at(&row.serial)?.is_some() {
+            return Ok(false);
         }
-        (before, last, count) = (hash, seq, count + 1);
+        let newest = self.query_first("SELECT hash FROM revocation ORDER BY seq DESC LIMIT 1", &[])?;
+        let before = newest.map_or(Ok([0; 32]), |row| row.digest(0))?;
+        let seq = self.last_revocation()? + 1;
+        let hash = hash_of(&before, seq, row);
+        self.execute(
+            &format!("INSERT INTO revocation ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
+            &[
+                seq.into(),
+                (&hash).into(),
+                (&row.serial).into(),
+                (&row.issuer).into(),
+                row.reason.as_str().into(),
+                row.not_after.into(),
+                row.revoked_at.into(),
+            ],
+        )?;
+        self.execute("UPDATE bundle SET revocations = ?1", &[seq.into()])?;
+        self.touch()?;
+        Ok(true)
     }
-    let written = last_written(connection)?;
-    if written != last {
-        return Err(ChainFault::RevocationCut { found: last, last: written });
+
+    /// When a certificate was revoked, if it was.
+    pub fn revoked_at(&mut self, serial: &str) -> Result<Option<OffsetDateTime>, StoreError> {
+        let row = self.query_first("SELECT revoked_at FROM revocation WHERE serial = ?1", &[serial.into()])?;
+        row.map(|row| row.time(0)).transpose()
     }
-    Ok((count, ChainHash(before)))
+
+    /// What an issuer revoked and has not expired at `now`, oldest first.
+    pub fn revocations_of(&mut self, issuer: &str, now: OffsetDateTime) -> Result<Vec<RevocationRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM revocation WHERE issuer = ?1 AND not_after >= ?2 ORDER BY seq");
+        let rows = self.query(&sql, &[issuer.into(), now.into()])?;
+        rows.iter().map(|row| revocation(row).map(|(_, _, revocation)| revocation)).collect()
+    }
+
+    /// The number of the newest revocation by an issuer; 0 without any.
+    pub fn newest_revocation_of(&mut self, issuer: &str) -> Result<i64, StoreError> {
+        let sql = "SELECT coalesce(max(seq), 0) FROM revocation WHERE issuer = ?1";
+        self.query_first(sql, &[issuer.into()])?.map_or(Ok(0), |row| row.int(0))
+    }
+
+    /// Proves the chain of revocations; gives back how many there are and the newest hash.
+    pub fn verify_revocations(&mut self) -> Result<(u64, ChainHash), ChainFault> {
+        let sql = format!("SELECT {COLUMNS} FROM revocation WHERE seq > ?1 ORDER BY seq LIMIT {PAGE}");
+        let (mut before, mut last, mut count) = ([0; 32], 0, 0);
+        loop {
+            let page = self.query(&sql, &[last.into()])?;
+            for row in &page {
+                let (seq, hash, row) = revocation(row)?;
+                if seq != last + 1 || hash != hash_of(&before, seq, &row) {
+                    return Err(ChainFault::RevocationBroken { seq, serial: row.serial });
+                }
+                (before, last, count) = (hash, seq, count + 1);
+            }
+            if page.len() < PAGE {
+                break;
+            }
+        }
+        let written = self.last_revocation()?;
+        if written != last {
+            return Err(ChainFault::RevocationCut { found: last, last: written });
+        }
+        Ok((count, ChainHash(before)))
+    }
+
+    /// Lets no certificate be issued for an id any more. `false`: it was blocked before.
+    pub fn block_id(&mut self, id: &str, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let sql = "INSERT INTO blocked_id (id, blocked_at) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING";
+        Ok(self.execute(sql, &[id.into(), now.into()])? == 1)
+    }
+
+    /// Takes [`Self::block_id`] back. `false`: it was not blocked.
+    pub fn unblock_id(&mut self, id: &str) -> Result<bool, StoreError> {
+        Ok(self.execute("DELETE FROM blocked_id WHERE id = ?1", &[id.into()])? == 1)
+    }
+
+    /// Since when an id is blocked, if it is.
+    pub fn blocked_at(&mut self, id: &str) -> Result<Option<OffsetDateTime>, StoreError> {
+        let row = self.query_first("SELECT blocked_at FROM blocked_id WHERE id = ?1", &[id.into()])?;
+        row.map(|row| row.time(0)).transpose()
+    }
+
+    /// The number of the newest revocation that was ever recorded.
+    fn last_revocation(&mut self) -> Result<i64, StoreError> {
+        self.query_first("SELECT revocations FROM bundle", &[])?.map_or(Ok(0), |row| row.int(0))
+    }
 }
 
-/// Lets no certificate be issued for an id any more. `false`: it was blocked before.
-pub fn block_id(connection: &Connection, id: &str, now: OffsetDateTime) -> Result<bool, StoreError> {
-    let sql = "INSERT INTO blocked_id (id, blocked_at) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING";
-    Ok(connection.execute(sql, params![id, now.unix_timestamp()])? == 1)
-}
-
-/// Takes [`block_id`] back. `false`: it was not blocked.
-pub fn unblock_id(connection: &Connection, id: &str) -> Result<bool, StoreError> {
-    Ok(connection.execute("DELETE FROM blocked_id WHERE id = ?1", [id])? == 1)
-}
-
-/// Since when an id is blocked, if it is.
-pub fn blocked_at(connection: &Connection, id: &str) -> Result<Option<OffsetDateTime>, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT blocked_at FROM blocked_id WHERE id = ?1")?;
-    let at: Option<i64> = statement.query_row([id], |row| row.get(0)).optional()?;
-    at.map(time_from).transpose()
-}
-
-fn last_written(connection: &Connection) -> Result<i64, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'revocation'")?;
-    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
-}
-
-fn revocation(row: &Row<'_>) -> Result<(i64, [u8; 32], RevocationRow), StoreError> {
-    let reason: String = row.get(4)?;
+fn revocation(row: &Row) -> Result<(i64, [u8; 32], RevocationRow), StoreError> {
+    let reason = row.text(4)?;
     let reason = reason.parse().map_err(|_| StoreError::Damaged(format!("the unknown reason \"{reason}\"")))?;
     let of = RevocationRow {
-        serial: row.get(2)?,
-        issuer: row.get(3)?,
+        serial: row.text(2)?.to_owned(),
+        issuer: row.text(3)?.to_owned(),
         reason,
-        not_after: time_from(row.get(5)?)?,
-        revoked_at: time_from(row.get(6)?)?,
+        not_after: row.time(5)?,
+        revoked_at: row.time(6)?,
     };
-    Ok((row.get(0)?, row.get(1)?, of))
+    Ok((row.int(0)?, row.digest(1)?, of))
 }
 
 /// Each field goes in with its length, so no two rows have the same bytes.

@@ -27,13 +27,15 @@ pub(super) fn entry(serial: &str) -> LogEntry {
     }
 }
 
-fn serials(db: &Database) -> Vec<String> {
+fn serials(db: &mut Database) -> Vec<String> {
     let mut all = Vec::new();
-    for_each::<StoreError>(db.connection(), |e| {
-        all.push(e.entry.serial);
-        Ok(())
-    })
-    .unwrap();
+    let seen = db.snapshot(|tx| {
+        tx.for_each::<StoreError>(|e| {
+            all.push(e.entry.serial);
+            Ok(())
+        })
+    });
+    seen.unwrap();
     all
 }
 
@@ -41,23 +43,25 @@ fn serials(db: &Database) -> Vec<String> {
 fn a_committed_record_is_there_for_the_next_process_and_whole() {
     let file = file();
     let mut db = Database::open(file.path()).unwrap();
-    db.transaction(|tx| append(tx, &entry("aa"))).unwrap();
+    db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
     // Another connection, while the first is still open and has closed nothing.
-    let other = Database::open(file.path()).unwrap();
-    let read = by_serial(other.connection(), "aa").unwrap().unwrap();
+    let mut other = Database::open(file.path()).unwrap();
+    let read = other.snapshot(|tx| tx.by_serial("aa")).unwrap().unwrap();
     assert_eq!(format!("{read:?}"), format!("{:?}", entry("aa")));
-    assert!(by_serial(other.connection(), "bb").unwrap().is_none());
+    assert!(other.snapshot(|tx| tx.by_serial("bb")).unwrap().is_none());
 }
 
 #[test]
 fn the_database_is_as_durable_as_it_promises() {
     let file = file();
-    let db = Database::open(file.path()).unwrap();
-    let pragma = |name: &str| db.connection().pragma_query_value(None, name, |r| r.get::<_, i64>(0)).unwrap();
-    assert_eq!(pragma("synchronous"), 2, "FULL");
-    assert_eq!(pragma("foreign_keys"), 1);
-    let mode: String = db.connection().pragma_query_value(None, "journal_mode", |r| r.get(0)).unwrap();
-    assert_eq!(mode, "wal");
+    let mut db = Database::open(file.path()).unwrap();
+    let mut pragma = |name: &str| {
+        let row = db.sql.query_first(&format!("PRAGMA {name}"), &[]).unwrap().unwrap();
+        row.int(0).map_or_else(|_| row.text(0).unwrap().to_owned(), |number| number.to_string())
+    };
+    assert_eq!(pragma("synchronous"), "2", "FULL");
+    assert_eq!(pragma("foreign_keys"), "1");
+    assert_eq!(pragma("journal_mode"), "wal");
 }
 
 #[test]
@@ -65,19 +69,19 @@ fn what_fails_half_way_leaves_nothing() {
     let file = file();
     let mut db = Database::open(file.path()).unwrap();
     let result: Result<(), StoreError> = db.transaction(|tx| {
-        append(tx, &entry("aa"))?;
-        append(tx, &entry("aa")) // the same serial again
+        tx.append(&entry("aa"))?;
+        tx.append(&entry("aa")) // the same serial again
     });
     assert!(result.is_err());
-    assert!(serials(&db).is_empty());
+    assert!(serials(&mut db).is_empty());
 }
 
 #[test]
 fn records_are_never_changed() {
     let file = file();
     let mut db = Database::open(file.path()).unwrap();
-    db.transaction(|tx| append(tx, &entry("aa"))).unwrap();
-    let error = db.connection().execute("UPDATE issued SET id = 'x'", []).unwrap_err();
+    db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
+    let error = db.batch("UPDATE issued SET id = 'x'").unwrap_err();
     assert!(error.to_string().contains("append-only"), "{error}");
 }
 
@@ -94,9 +98,9 @@ fn a_token_is_spent_once_and_not_after_its_time() {
         revoked_at: None,
     };
     let (one, two) = ([1; 32], [2; 32]);
-    db.transaction(|tx| insert_token(tx, &one, &token)).unwrap();
-    db.transaction(|tx| insert_token(tx, &two, &token)).unwrap();
-    let mut spend = |hash, now| db.transaction(|tx| spend_token(tx, hash, now)).unwrap();
+    db.transaction(|tx| tx.insert_token(&one, &token)).unwrap();
+    db.transaction(|tx| tx.insert_token(&two, &token)).unwrap();
+    let mut spend = |hash, now| db.transaction(|tx| tx.spend_token(hash, now)).unwrap();
     assert!(spend(&one, at(9)));
     assert!(!spend(&one, at(9)), "spent twice");
     assert!(!spend(&two, at(10)), "spent at its expiry");
@@ -121,12 +125,18 @@ async fn nothing_is_done_for_a_caller_that_has_gone_before_its_turn() {
     let (begin, wait) = std::sync::mpsc::channel::<()>();
     let busy = tokio::spawn({
         let store = store.clone();
-        async move { store.run(move |_| wait.recv()).await }
+        async move {
+            let hold = move |_: &mut Transaction<'_>| {
+                wait.recv().unwrap();
+                Ok::<_, StoreError>(())
+            };
+            store.transaction(hold).await
+        }
     });
     tokio::task::yield_now().await;
     let record = |serial: &'static str| {
         let store = store.clone();
-        async move { store.run(move |db| db.transaction(|tx| append(tx, &entry(serial)))).await }
+        async move { store.transaction(move |tx| tx.append(&entry(serial))).await }
     };
     let impatient = tokio::time::timeout(std::time::Duration::from_millis(50), record("aa"));
     assert!(impatient.await.is_err(), "it gave up");
@@ -135,5 +145,55 @@ async fn nothing_is_done_for_a_caller_that_has_gone_before_its_turn() {
     record("bb").await.unwrap().unwrap();
     drop(store);
     thread.join().unwrap();
-    assert_eq!(serials(&Database::open(file.path()).unwrap()), ["bb"]);
+    assert_eq!(serials(&mut Database::open(file.path()).unwrap()), ["bb"]);
+}
+
+#[tokio::test]
+async fn callers_that_share_a_transaction_fail_each_for_itself() {
+    let file = file();
+    let (store, thread) = Store::spawn(Database::open(file.path()).unwrap()).unwrap();
+    let (begin, wait) = std::sync::mpsc::channel::<()>();
+    let hold = {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let hold = move |_: &mut Transaction<'_>| {
+                wait.recv().unwrap();
+                Ok::<_, StoreError>(())
+            };
+            store.transaction(hold).await
+        })
+    };
+    tokio::task::yield_now().await;
+    let mut callers = tokio::task::JoinSet::new();
+    for n in 0..100 {
+        let store = store.clone();
+        // Every third does its work and then fails; every third takes a serial that is there.
+        callers.spawn(async move {
+            let serial = if n % 3 == 1 { "00".to_owned() } else { format!("{n:02x}") };
+            let work = move |tx: &mut Transaction<'_>| {
+                tx.append(&entry(&serial))?;
+                if n % 3 == 2 { Err(StoreError::Damaged("nothing".into())) } else { Ok(n) }
+            };
+            (n, store.transaction(work).await.unwrap())
+        });
+    }
+    tokio::task::yield_now().await;
+    begin.send(()).unwrap();
+    hold.await.unwrap().unwrap().unwrap();
+    let mut done = Vec::new();
+    while let Some(caller) = callers.join_next().await {
+        let (n, result) = caller.unwrap();
+        if result.is_ok() {
+            done.push(n);
+        }
+    }
+    drop(store);
+    thread.join().unwrap();
+    done.sort_unstable();
+    assert_eq!(done.len(), 34, "{done:?}");
+    let mut db = Database::open(file.path()).unwrap();
+    let mut there: Vec<_> = serials(&mut db).iter().map(|serial| i64::from_str_radix(serial, 16).unwrap()).collect();
+    there.sort_unstable();
+    assert_eq!(there.len(), done.len(), "who was told Ok is there, and nobody else");
+    assert_eq!(db.snapshot(|tx| tx.verify_chain(None)).unwrap().records, 34);
 }

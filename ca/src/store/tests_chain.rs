@@ -13,21 +13,19 @@ fn database(records: i64) -> (tempfile::NamedTempFile, Database) {
     for n in 0..records {
         let mut record = entry(&format!("{n:02x}"));
         record.not_after = at(n);
-        db.transaction(|tx| append(tx, &record)).unwrap();
+        db.transaction(|tx| tx.append(&record)).unwrap();
     }
     (file, db)
 }
 
 fn verify(db: &mut Database) -> Result<ChainReport, ChainFault> {
-    db.transaction(|tx| verify_chain(tx, None))
+    db.transaction(|tx| tx.verify_chain(None))
 }
 
 /// Somebody with an editor for SQLite, whom triggers do not stop.
-fn meddle(db: &Database, sql: &str) {
-    db.connection()
-        .execute_batch("DROP TRIGGER issued_is_append_only; DROP TRIGGER issued_is_pruned_behind_an_anchor;")
-        .unwrap();
-    db.connection().execute_batch(sql).unwrap();
+fn meddle(db: &mut Database, sql: &str) {
+    db.batch("DROP TRIGGER issued_is_append_only; DROP TRIGGER issued_is_pruned_behind_an_anchor;").unwrap();
+    db.batch(sql).unwrap();
 }
 
 #[test]
@@ -57,7 +55,7 @@ fn each_field_of_a_record_is_covered() {
         ("hash", "zeroblob(32)"),
     ] {
         let (_file, mut db) = database(3);
-        meddle(&db, &format!("UPDATE issued SET {column} = {value} WHERE seq = 2"));
+        meddle(&mut db, &format!("UPDATE issued SET {column} = {value} WHERE seq = 2"));
         let fault = verify(&mut db).unwrap_err();
         assert!(matches!(fault, ChainFault::Broken { .. }), "{column} = {value}: {fault}");
     }
@@ -67,7 +65,7 @@ fn each_field_of_a_record_is_covered() {
 fn a_record_that_was_removed_added_moved_or_cut_off_is_missed() {
     let broken = |sql: &str| {
         let (_file, mut db) = database(4);
-        meddle(&db, sql);
+        meddle(&mut db, sql);
         verify(&mut db).unwrap_err()
     };
     assert!(matches!(broken("DELETE FROM issued WHERE seq = 1"), ChainFault::Broken { seq: 2, .. }));
@@ -88,14 +86,14 @@ fn a_record_that_was_removed_added_moved_or_cut_off_is_missed() {
 fn a_hash_noted_elsewhere_shows_a_log_that_was_written_anew() {
     let (_file, mut db) = database(3);
     let noted = verify(&mut db).unwrap().head;
-    db.transaction(|tx| append(tx, &entry("aa"))).unwrap();
-    let proved = db.transaction(|tx| verify_chain(tx, Some(noted))).unwrap();
+    db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
+    let proved = db.transaction(|tx| tx.verify_chain(Some(noted))).unwrap();
     assert_eq!(proved.records, 4);
     // The same number of records, a chain without a flaw, and another history.
     let (_file, mut other) = database(2);
-    other.transaction(|tx| append(tx, &entry("bb"))).unwrap();
+    other.transaction(|tx| tx.append(&entry("bb"))).unwrap();
     verify(&mut other).unwrap();
-    let fault = other.transaction(|tx| verify_chain(tx, Some(noted))).unwrap_err();
+    let fault = other.transaction(|tx| tx.verify_chain(Some(noted))).unwrap_err();
     assert!(matches!(fault, ChainFault::HeadMissing(hash) if hash == noted), "{fault}");
 }
 
@@ -103,35 +101,35 @@ fn a_hash_noted_elsewhere_shows_a_log_that_was_written_anew() {
 fn pruning_takes_the_old_from_the_front_and_the_rest_still_proves_itself() {
     let (_file, mut db) = database(6);
     let noted = verify(&mut db).unwrap().head;
-    let pruned = db.transaction(|tx| prune(tx, at(3), at(1000))).unwrap();
+    let pruned = db.transaction(|tx| tx.prune(at(3), at(1000))).unwrap();
     assert_eq!((pruned.records, pruned.anchor.unwrap().0), (3, 3), "not_after 0, 1 and 2 are before 3");
-    let report = db.transaction(|tx| verify_chain(tx, Some(noted))).unwrap();
+    let report = db.transaction(|tx| tx.verify_chain(Some(noted))).unwrap();
     assert_eq!((report.records, report.anchor), (3, pruned.anchor));
     assert_eq!(report.head, noted);
     // Records go on from there, also when nothing is left at all.
-    assert_eq!(db.transaction(|tx| prune(tx, at(1000), at(1000))).unwrap().records, 3);
+    assert_eq!(db.transaction(|tx| tx.prune(at(1000), at(1000))).unwrap().records, 3);
     assert_eq!(verify(&mut db).unwrap().head, noted);
-    db.transaction(|tx| append(tx, &entry("aa"))).unwrap();
-    let report = db.transaction(|tx| verify_chain(tx, Some(noted))).unwrap();
+    db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
+    let report = db.transaction(|tx| tx.verify_chain(Some(noted))).unwrap();
     assert_eq!((report.records, report.last_seq), (1, 7));
-    assert_eq!(db.transaction(|tx| prune(tx, at(0), at(1000))).unwrap().anchor, None);
+    assert_eq!(db.transaction(|tx| tx.prune(at(0), at(1000))).unwrap().anchor, None);
 }
 
 #[test]
 fn a_certificate_that_is_still_good_keeps_its_record_and_those_behind_it() {
     let (_file, mut db) = database(4);
     // Told to forget what expires in the future, it still keeps what is good now.
-    assert_eq!(db.transaction(|tx| prune(tx, at(1000), at(2))).unwrap().records, 2);
-    assert!(by_serial(db.connection(), "02").unwrap().is_some());
+    assert_eq!(db.transaction(|tx| tx.prune(at(1000), at(2))).unwrap().records, 2);
+    assert!(db.snapshot(|tx| tx.by_serial("02")).unwrap().is_some());
 }
 
 #[test]
 fn nothing_is_deleted_that_no_anchor_stands_for() {
     let (_file, mut db) = database(4);
-    let error = db.connection().execute("DELETE FROM issued WHERE seq = 1", []).unwrap_err();
+    let error = db.batch("DELETE FROM issued WHERE seq = 1").unwrap_err();
     assert!(error.to_string().contains("append-only"), "{error}");
-    db.transaction(|tx| prune(tx, at(2), at(1000))).unwrap();
-    let error = db.connection().execute("DELETE FROM issued WHERE seq = 3", []).unwrap_err();
+    db.transaction(|tx| tx.prune(at(2), at(1000))).unwrap();
+    let error = db.batch("DELETE FROM issued WHERE seq = 3").unwrap_err();
     assert!(error.to_string().contains("append-only"), "{error}");
 }
 
@@ -162,12 +160,12 @@ fn a_log_of_the_first_version_is_chained_and_nothing_of_it_lost() {
 
     let mut db = Database::open(file.path()).unwrap();
     assert_eq!(verify(&mut db).unwrap().records, 3);
-    let kept = by_serial(db.connection(), "bb").unwrap().unwrap();
+    let kept = db.snapshot(|tx| tx.by_serial("bb")).unwrap().unwrap();
     assert_eq!((kept.dns_names, kept.certificate), (vec!["a.mesh".to_owned()], vec![1, 2]));
-    assert!(token_by_hash(db.connection(), &[0; 32]).unwrap().unwrap().revoked_at.is_none());
-    db.transaction(|tx| append(tx, &entry("dd"))).unwrap();
+    assert!(db.snapshot(|tx| tx.token_by_hash(&[0; 32])).unwrap().unwrap().revoked_at.is_none());
+    db.transaction(|tx| tx.append(&entry("dd"))).unwrap();
     assert_eq!(verify(&mut db).unwrap().last_seq, 4);
-    let error = db.connection().execute("UPDATE issued SET id = 'x'", []).unwrap_err();
+    let error = db.batch("UPDATE issued SET id = 'x'").unwrap_err();
     assert!(error.to_string().contains("append-only"), "{error}");
 
     // A server of the first version that is still running cannot write past the chain.
@@ -180,7 +178,7 @@ fn a_log_that_was_empty_is_chained_too() {
     let file = file();
     Connection::open(file.path()).unwrap().execute_batch(FIRST_SCHEMA).unwrap();
     let mut db = Database::open(file.path()).unwrap();
-    db.transaction(|tx| append(tx, &entry("aa"))).unwrap();
+    db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
     assert_eq!(verify(&mut db).unwrap().records, 1);
 }
 
@@ -198,17 +196,17 @@ fn a_revoked_token_is_not_spent_and_a_spent_one_not_revoked() {
     };
     for (hash, id) in [([1; 32], "a"), ([2; 32], "a"), ([3; 32], "b"), ([4; 32], "b")] {
         let token = token(&format!("spiffe://mesh.example/{id}"));
-        db.transaction(|tx| insert_token(tx, &hash, &token)).unwrap();
+        db.transaction(|tx| tx.insert_token(&hash, &token)).unwrap();
     }
-    let c = db.connection();
-    assert!(revoke_token(c, &[1; 32], at(1)).unwrap());
-    assert!(!revoke_token(c, &[1; 32], at(2)).unwrap(), "revoked twice");
-    assert!(!spend_token(c, &[1; 32], at(2)).unwrap(), "spent after it was revoked");
-    assert!(spend_token(c, &[2; 32], at(2)).unwrap());
-    assert!(!revoke_token(c, &[2; 32], at(3)).unwrap(), "revoked after it was spent");
-    assert_eq!(revoke_tokens_of(c, "spiffe://mesh.example/b", at(3)).unwrap(), 2);
-    let states: Vec<_> = list_tokens(c).unwrap().iter().map(|(_, t)| t.state(at(20)).as_str()).collect();
+    assert!(db.transaction(|tx| tx.revoke_token(&[1; 32], at(1))).unwrap());
+    assert!(!db.transaction(|tx| tx.revoke_token(&[1; 32], at(2))).unwrap(), "revoked twice");
+    assert!(!db.transaction(|tx| tx.spend_token(&[1; 32], at(2))).unwrap(), "spent after it was revoked");
+    assert!(db.transaction(|tx| tx.spend_token(&[2; 32], at(2))).unwrap());
+    assert!(!db.transaction(|tx| tx.revoke_token(&[2; 32], at(3))).unwrap(), "revoked after it was spent");
+    assert_eq!(db.transaction(|tx| tx.revoke_tokens_of("spiffe://mesh.example/b", at(3))).unwrap(), 2);
+    let states: Vec<_> =
+        db.snapshot(|tx| tx.list_tokens()).unwrap().iter().map(|(_, t)| t.state(at(20)).as_str()).collect();
     assert_eq!(states, ["revoked", "used", "revoked", "revoked"]);
-    assert_eq!(tokens_by_ref(c, "02020202").unwrap().len(), 1);
-    assert!(tokens_by_ref(c, "02020203").unwrap().is_empty());
+    assert_eq!(db.transaction(|tx| tx.tokens_by_ref("02020202")).unwrap().len(), 1);
+    assert!(db.transaction(|tx| tx.tokens_by_ref("02020203")).unwrap().is_empty());
 }

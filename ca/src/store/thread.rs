@@ -1,15 +1,63 @@
 //! The database on a thread of its own, so that a disk's fsync never stops the network.
+//!
+//! What waits while one transaction is written goes into the next one together, each part undone for itself if it fails:
+//! one fsync then serves them all.
 
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::Database;
+use super::{Database, StoreError, Transaction};
 
 /// Work that may wait for the disk. Above it callers are told to come back: a bounded queue is also a bounded wait.
 const QUEUE: usize = 1024;
 
-type Work = Box<dyn FnOnce(&mut Database) + Send>;
+/// Work of so many callers goes into one transaction at most, so that the first of them does not wait for long.
+const GROUP: usize = 64;
+
+/// One caller's part of a transaction.
+trait Part: Send {
+    /// Whether nobody waits for it any more.
+    fn is_abandoned(&self) -> bool;
+    /// Does it and keeps the result. Called again if the whole transaction has to be tried again.
+    fn work(&mut self, tx: &mut Transaction<'_>);
+    /// Hands the result over, or says that the transaction came to nothing.
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+struct Waiting<F, T, E> {
+    work: F,
+    result: Option<Result<T, E>>,
+    reply: oneshot::Sender<Result<T, E>>,
+}
+
+impl<F, T, E> Part for Waiting<F, T, E>
+where
+    F: FnMut(&mut Transaction<'_>) -> Result<T, E> + Send,
+    T: Send,
+    E: From<StoreError> + Send,
+{
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    fn work(&mut self, tx: &mut Transaction<'_>) {
+        self.result = Some(tx.part(&mut self.work));
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+        let result = match (committed, self.result) {
+            // A failure of its own says more than that of the whole.
+            (_, Some(Err(error))) => Err(error),
+            (Ok(()), Some(result)) => result,
+            (Err(error), _) => Err(error.into()),
+            // Abandoned before its turn, so that nobody waits.
+            (Ok(()), None) => return,
+        };
+        // Nobody may be waiting any more; what was done stays done.
+        let _ = self.reply.send(result);
+    }
+}
 
 /// The work was not done: the queue is full or the thread has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -25,16 +73,17 @@ pub enum StoreGone {
 /// A handle to the thread. Clone it freely; the thread ends when every [`Store`] is gone and its queue is empty.
 #[derive(Clone)]
 pub struct Store {
-    queue: mpsc::Sender<Work>,
+    queue: mpsc::Sender<Box<dyn Part>>,
 }
 
 impl Store {
     /// Gives the database to a new thread.
     pub fn spawn(mut database: Database) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (queue, mut work) = mpsc::channel::<Work>(QUEUE);
+        let (queue, mut parts) = mpsc::channel::<Box<dyn Part>>(QUEUE);
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
-            while let Some(next) = work.blocking_recv() {
-                next(&mut database);
+            let mut group = Vec::with_capacity(GROUP);
+            while parts.blocking_recv_many(&mut group, GROUP) > 0 {
+                commit(&mut database, &mut group);
             }
         })?;
         Ok((Self { queue }, thread))
@@ -45,24 +94,35 @@ impl Store {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
-    /// Runs `work` on the thread. Once begun it is run to its end, even when the caller has gone meanwhile; a caller that
-    /// goes before is not worked for: a token must not be spent on a certificate that nobody can get any more.
-    pub async fn run<T: Send + 'static>(
+    /// Runs `work` on the thread, in a write transaction: see [`Database::transaction`]. Once begun it is run to its end,
+    /// even when the caller has gone meanwhile; a caller that goes before is not worked for: a token must not be spent on
+    /// a certificate that nobody can get any more.
+    pub async fn transaction<T: Send + 'static, E: From<StoreError> + Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Database) -> T + Send + 'static,
-    ) -> Result<T, StoreGone> {
+        work: impl FnMut(&mut Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<Result<T, E>, StoreGone> {
         let (reply, answer) = oneshot::channel();
-        let work: Work = Box::new(move |database| {
-            if reply.is_closed() {
-                return;
-            }
-            // Nobody may be waiting any more; what was done stays done.
-            let _ = reply.send(work(database));
-        });
-        self.queue.try_send(work).map_err(|e| match e {
+        let part = Box::new(Waiting { work, result: None, reply });
+        self.queue.try_send(part).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => StoreGone::Busy,
             mpsc::error::TrySendError::Closed(_) => StoreGone::Closed,
         })?;
         answer.await.map_err(|_| StoreGone::Closed)
+    }
+}
+
+/// One transaction for everybody who waits.
+fn commit(database: &mut Database, group: &mut Vec<Box<dyn Part>>) {
+    group.retain(|part| !part.is_abandoned());
+    if group.is_empty() {
+        return;
+    }
+    let committed = database.transaction(|tx| {
+        // Asked again at its turn: those before it take their time.
+        group.iter_mut().filter(|part| !part.is_abandoned()).for_each(|part| part.work(tx));
+        Ok::<_, StoreError>(())
+    });
+    for part in group.drain(..) {
+        part.answer(committed.clone());
     }
 }

@@ -217,11 +217,8 @@ fn check_finds_what_is_wrong_with_a_ca_and_nothing_in_a_good_one() {
     std::fs::write(&key, right).unwrap();
 
     issued(&ca);
-    let database = ca.database();
-    database
-        .connection()
-        .execute_batch("DROP TRIGGER issued_is_append_only; UPDATE issued SET dns_names = '[]'")
-        .unwrap();
+    let database = ca.sqlite();
+    database.execute_batch("DROP TRIGGER issued_is_append_only; UPDATE issued SET dns_names = '[]'").unwrap();
     drop(database);
     assert_eq!(not_ok(&ca, &[]), (6, vec!["log failure".into()]));
 

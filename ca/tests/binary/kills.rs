@@ -59,8 +59,7 @@ async fn a_kill_under_load_leaves_no_certificate_without_its_record() {
         }
         let recorded = log.iter().filter(|e| e["credential"] == "token").count() as i64;
         let spent: i64 = ca
-            .database()
-            .connection()
+            .sqlite()
             .query_row("SELECT count(*) FROM token WHERE used_at IS NOT NULL", [], |row| row.get(0))
             .unwrap();
         assert_eq!(spent, recorded, "a token is spent exactly when its certificate is recorded");
@@ -112,16 +111,16 @@ fn enrolled_by_token(ca: &Ca) -> usize {
 #[tokio::test]
 async fn no_certificate_leaves_before_its_record_is_made() {
     let ca = Ca::new();
-    let (bundle, token, database) = (ca.bundle(), ca.token(ID), ca.database());
+    let (bundle, token, database) = (ca.bundle(), ca.token(ID), ca.sqlite());
     let mut server = ca.serve();
-    database.connection().execute_batch("BEGIN IMMEDIATE").unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
     let caller = tokio::spawn(enrolling(&server.address, &bundle, &token));
     tokio::time::sleep(REQUEST_IS_THERE).await;
     assert!(!caller.is_finished(), "answered without a record: {:?}", caller.await);
     server.child.kill().unwrap();
     server.child.wait().unwrap();
     caller.await.unwrap().unwrap_err();
-    database.connection().execute_batch("ROLLBACK").unwrap();
+    database.execute_batch("ROLLBACK").unwrap();
     assert_eq!(enrolled_by_token(&ca), 0);
 
     // Nothing happened, so the token is still good.
@@ -133,14 +132,14 @@ async fn no_certificate_leaves_before_its_record_is_made() {
 #[tokio::test]
 async fn a_kill_between_record_and_reply_leaves_the_certificate_in_the_log() {
     let ca = Ca::new();
-    let (bundle, token, database) = (ca.bundle(), ca.token(ID), ca.database());
+    let (bundle, token, database) = (ca.bundle(), ca.token(ID), ca.sqlite());
     let mut server = ca.serve();
     let relay = Relay::to(&server).await;
-    database.connection().execute_batch("BEGIN IMMEDIATE").unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
     let caller = tokio::spawn(enrolling(&relay.address, &bundle, &token));
     tokio::time::sleep(REQUEST_IS_THERE).await;
     relay.hold.send(true).unwrap();
-    database.connection().execute_batch("ROLLBACK").unwrap();
+    database.execute_batch("ROLLBACK").unwrap();
     let asked = Instant::now();
     while enrolled_by_token(&ca) == 0 {
         assert!(asked.elapsed() < Duration::from_secs(4), "no record");
@@ -155,10 +154,8 @@ async fn a_kill_between_record_and_reply_leaves_the_certificate_in_the_log() {
     let mut entries = ca.log();
     entries.retain(|e| e["credential"] == "token");
     assert_eq!((entries.len(), &entries[0]["id"]), (1, &serde_json::json!(ID)));
-    let der: Vec<u8> = database
-        .connection()
-        .query_row("SELECT certificate FROM issued WHERE credential = 'token'", [], |row| row.get(0))
-        .unwrap();
+    let der: Vec<u8> =
+        database.query_row("SELECT certificate FROM issued WHERE credential = 'token'", [], |row| row.get(0)).unwrap();
     let (_, certificate) = X509Certificate::from_der(&der).unwrap();
     let serial: String = certificate.raw_serial().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(entries[0]["serial"], serial);

@@ -97,6 +97,11 @@ impl Ca {
         Database::open(&self.dir.path().join("ca/ca.db")).unwrap()
     }
 
+    /// The database's file, for who looks or meddles.
+    fn sqlite(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.dir.path().join("ca/ca.db")).unwrap()
+    }
+
     /// Many tokens without a process for each.
     fn tokens(&self, count: usize) -> Vec<String> {
         let directory = Directory::open(&self.dir.path().join("ca")).unwrap();

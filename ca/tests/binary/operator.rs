@@ -33,9 +33,9 @@ fn error_code(out: &Output) -> String {
 }
 
 fn meddle(ca: &Ca, sql: &str) {
-    let database = ca.database();
+    let database = ca.sqlite();
     let drop = "DROP TRIGGER issued_is_append_only; DROP TRIGGER issued_is_pruned_behind_an_anchor;";
-    database.connection().execute_batch(&format!("{drop} {sql}")).unwrap();
+    database.execute_batch(&format!("{drop} {sql}")).unwrap();
 }
 
 #[test]

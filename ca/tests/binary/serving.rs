@@ -125,7 +125,7 @@ fn what_cannot_issue_is_not_ready_and_says_why() {
     let url = format!("http://{}/readyz", server.metrics.as_ref().unwrap());
     assert_eq!(curl(&ca, &url, &[]).status, 200);
     // The disk goes away under it: the tables are no longer what the server knows.
-    ca.database().connection().execute_batch("ALTER TABLE token RENAME TO gone").unwrap();
+    ca.sqlite().execute_batch("ALTER TABLE token RENAME TO gone").unwrap();
     std::thread::sleep(Duration::from_millis(1100));
     let got = curl(&ca, &url, &[]);
     assert_eq!(got.status, 503);
