@@ -1,6 +1,7 @@
 //! The command line's grammar; its doc comments are the help.
 
 mod attestation;
+mod rotate;
 mod serve;
 
 use std::{path::PathBuf, time::Duration};
@@ -14,6 +15,7 @@ use outrigger_ca::{
 use outrigger_identity::{SpiffeId, TrustDomain};
 
 pub(crate) use attestation::AttestationArgs;
+pub(crate) use rotate::{BundleCommand, RevokeArgs, RotateCommand};
 pub(crate) use serve::ServeArgs;
 
 use crate::commands::{self, Ca, EXIT_STATUSES, Failure, Kind};
@@ -179,6 +181,9 @@ pub(crate) enum Command {
         /// The trust domain that the id must belong to [default: the one that the roots name]
         #[arg(long, value_name = "NAME")]
         trust_domain: Option<TrustDomain>,
+        /// Revocation lists (PEM or DER): nothing of the path may be on one, and each issuer must have one
+        #[arg(long, value_name = "FILE")]
+        crl: Option<PathBuf>,
     },
     /// Look at the CA itself: keys, permissions, the life left of its certificates, database, log
     Check {
@@ -206,7 +211,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: BundleCommand,
     },
-    /// Replace the intermediate under the same root
+    /// Take certificates back: they renew nothing any more, and verifiers hear of it
+    Revoke(RevokeArgs),
+    /// Replace the intermediate, or the root, step by step
     Rotate {
         #[command(subcommand)]
         command: RotateCommand,
@@ -256,51 +263,6 @@ pub(crate) enum TokenCommand {
 }
 
 #[derive(Subcommand)]
-pub(crate) enum BundleCommand {
-    /// Print the roots that verifiers must trust, as PEM
-    Show {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-    },
-}
-
-#[derive(Subcommand)]
-pub(crate) enum RotateCommand {
-    /// How long the intermediate lives on, and whether the next one is prepared
-    Status {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-    },
-    /// Make the next intermediate; the current one goes on signing
-    Prepare {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        /// File of the root's key [default: root-key.pem in the CA's directory]
-        #[arg(long, value_name = "FILE")]
-        root_key: Option<PathBuf>,
-        /// Kind of the new key: p256, p384 or ed25519
-        #[arg(long = "alg", value_name = "KIND", default_value = "p256")]
-        algorithm: Algorithm,
-        /// Lifetime, as 365d; ends with the root's at the latest
-        #[arg(long = "int-ttl", value_name = "TTL", default_value = "365d", value_parser = commands::ca_lifetime)]
-        ttl: Duration,
-        #[command(flatten)]
-        password: PasswordArgs,
-    },
-    /// Let the prepared intermediate sign; "serve" does at its next start
-    Activate {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        #[command(flatten)]
-        password: PasswordArgs,
-    },
-}
-
-#[derive(Subcommand)]
 pub(crate) enum LogCommand {
     /// Print every certificate that was issued and not pruned since, oldest first
     List {
@@ -308,7 +270,7 @@ pub(crate) enum LogCommand {
         #[arg(long)]
         dir: PathBuf,
     },
-    /// Prove that no record was changed, removed or added: compute the hash chain anew
+    /// Prove that no record and no revocation was changed, removed or added: compute the hash chains anew
     Verify {
         /// Directory of the CA
         #[arg(long)]

@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 
 use crate::{
     attest::{Evidence, Refusal, attest},
-    authority::{Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject},
-    store::{CredentialKind, LogEntry, StoreError, Transaction},
+    authority::{Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject, rfc3339},
+    store::{AuthorityState, CredentialKind, LogEntry, StoreError, Transaction},
 };
 
 /// A certificate whose record is durable.
@@ -62,6 +62,7 @@ pub fn on_evidence(
     admit: impl FnOnce(&SpiffeId) -> Result<(), Refusal>,
 ) -> Result<Issued, IssueError> {
     let attested = attest(tx, authority, evidence, now)?;
+    may_issue(tx, authority, Some(&attested.subject.id))?;
     admit(&attested.subject.id)?;
     let certificate = authority.sign_workload(&attested.subject, key, ttl, now)?;
     let owner = Owner::from(attested.subject);
@@ -78,6 +79,7 @@ pub fn for_operator(
     now: OffsetDateTime,
     by: Option<String>,
 ) -> Result<Issued, IssueError> {
+    may_issue(tx, authority, Some(&subject.id))?;
     let certificate = authority.sign_workload(subject, key, ttl, now)?;
     record(tx, certificate, Owner::from(subject.clone()), CredentialKind::Operator, by, now)
 }
@@ -90,9 +92,30 @@ pub fn for_server(
     ttl: Duration,
     now: OffsetDateTime,
 ) -> Result<Issued, IssueError> {
+    may_issue(tx, authority, None)?;
     let certificate = authority.sign_server(key, ttl, now)?;
     let owner = Owner { id: None, dns_names: authority.server_names().to_vec() };
     record(tx, certificate, owner, CredentialKind::Server, None, now)
+}
+
+/// Whether the intermediate in memory still signs, as the database has it in this transaction: after another was
+/// activated nothing is signed with the old one any more, whatever process has not heard of it. And whether the id is
+/// blocked.
+fn may_issue(tx: &mut Transaction<'_>, authority: &Authority, id: Option<&SpiffeId>) -> Result<(), IssueError> {
+    let active = authority.active();
+    match tx.authority_state(&active.row.fingerprint)? {
+        Some(AuthorityState::Active) => {}
+        other => {
+            let state = other.map_or("unknown to the database", AuthorityState::as_str);
+            return Err(AuthorityError::Retired { name: active.short().to_owned(), state }.into());
+        }
+    }
+    if let Some(id) = id
+        && let Some(at) = tx.blocked_at(id.as_str())?
+    {
+        return Err(Refusal::Blocked { id: id.to_string(), at: rfc3339(at) }.into());
+    }
+    Ok(())
 }
 
 struct Owner {

@@ -31,7 +31,7 @@ use crate::{
     attest::{CreateError, TokenHash, create_token_in},
     authority::{Authority, AuthorityError, MAX_TTL, RequestedKey, rfc3339},
     issue::{self, IssueError},
-    server::{Observer, ServeError},
+    server::{Live, Observer, ServeError},
     store::{Store, Transaction},
 };
 
@@ -78,14 +78,14 @@ pub fn listen(path: &Path) -> Result<AdminListener, ServeError> {
 
 /// What the socket works on.
 struct Admin {
-    authority: Arc<Authority>,
+    live: Arc<Live>,
     store: Store,
     observer: Arc<Observer>,
 }
 
 /// Serves until the task is ended.
-pub(crate) async fn serve(bound: AdminListener, authority: Arc<Authority>, store: Store, observer: Arc<Observer>) {
-    let admin = Arc::new(Admin { authority, store, observer });
+pub(crate) async fn serve(bound: AdminListener, live: Arc<Live>, store: Store, observer: Arc<Observer>) {
+    let admin = Arc::new(Admin { live, store, observer });
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // Never closed.
@@ -158,12 +158,13 @@ impl Admin {
 
     async fn status(&self) -> Status {
         let failing = self.observer.failing().await;
+        let authority = self.live.get();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            trust_domain: self.authority.trust_domain().to_string(),
+            trust_domain: authority.trust_domain().to_string(),
             ready: failing.is_empty(),
             failing,
-            intermediate_not_after: rfc3339(self.authority.expires_at()),
+            intermediate_not_after: rfc3339(authority.expires_at()),
             connections: self.observer.connections() as u64,
             tokens_waiting: self.observer.tokens_waiting().await.ok(),
         }
@@ -171,7 +172,7 @@ impl Admin {
 
     async fn token(&self, wish: TokenWish, uid: u32) -> Result<TokenMade, Refusal> {
         let ttl = lifetime(wish.ttl_seconds)?;
-        let subject = self.authority.subject(&wish.id, &wish.dns)?;
+        let subject = self.live.get().subject(&wish.id, &wish.dns)?;
         let now = OffsetDateTime::now_utc();
         let dns = subject.dns_names.clone();
         let token = self.store.transaction(move |tx| create_token_in(tx, &subject, ttl, now)).await??;
@@ -185,17 +186,19 @@ impl Admin {
         let ttl = lifetime(wish.ttl_seconds)?;
         let key = RequestedKey::from_csr_pem(&wish.csr)
             .map_err(|e| fault(StatusCode::BAD_REQUEST, "request", e.to_string()))?;
-        let subject = self.authority.subject(&wish.id, &wish.dns)?;
-        let (authority, now) = (Arc::clone(&self.authority), OffsetDateTime::now_utc());
+        let subject = self.live.get().subject(&wish.id, &wish.dns)?;
+        let now = OffsetDateTime::now_utc();
         let dns = subject.dns_names.clone();
         let by = Some(format!("admin socket, uid {uid}"));
-        let issue =
-            move |tx: &mut Transaction<'_>| issue::for_operator(tx, &authority, &subject, &key, ttl, now, by.clone());
-        let issued = self.store.transaction(issue).await??.certificate;
+        let issue = move |tx: &mut Transaction<'_>, authority: &Authority| {
+            issue::for_operator(tx, authority, &subject, &key, ttl, now, by.clone())
+        };
+        let (issued, signer) = self.live.issue(&self.store, issue).await??;
+        let issued = issued.certificate;
         tracing::info!(uid, id = wish.id, serial = issued.serial, "certificate issued on the admin socket");
         Ok(CertificateMade {
-            chain: format!("{}{}", issued.pem, self.authority.intermediate_pem()),
-            bundle: self.authority.bundle_pem().to_owned(),
+            chain: format!("{}{}", issued.pem, signer.intermediate_pem()),
+            bundle: signer.bundle_pem().to_owned(),
             serial: issued.serial,
             dns,
             not_after: rfc3339(issued.not_after),

@@ -234,6 +234,19 @@ pub enum Refusal {
     /// The certificate shown is over.
     #[error("the client certificate expired at {0}; enrol again with a join token")]
     CertificateExpired(String),
+    /// The certificate shown was taken back.
+    #[error("the client certificate was revoked at {0} and renews nothing; enrol again with a join token")]
+    CertificateRevoked(String),
+    /// An operator let nothing be issued for the id.
+    #[error(
+        "{id} is blocked since {at}; if it shall have certificates again: \"outrigger-ca revoke --unblock --id {id}\""
+    )]
+    Blocked {
+        /// The id.
+        id: String,
+        /// Since when.
+        at: String,
+    },
     /// The records hold an identity that this CA may not sign for.
     #[error(transparent)]
     Subject(#[from] SubjectError),
@@ -278,6 +291,8 @@ impl Refusal {
             Self::TokenExpired(_) => "token_expired",
             Self::Certificate(_) => "certificate",
             Self::CertificateExpired(_) => "certificate_expired",
+            Self::CertificateRevoked(_) => "certificate_revoked",
+            Self::Blocked { .. } => "blocked",
             Self::Subject(_) => "subject",
             Self::TooMany { .. } => "rate_limited",
             Self::Store(_) => "broken",

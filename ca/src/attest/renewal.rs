@@ -38,6 +38,9 @@ impl Attestor for CertificateDer<'static> {
         if entry.certificate != certificate.as_ref() || entry.id.as_ref() != Some(&id) {
             return Err(Refusal::Certificate("it is not the one that the issuance log has under its serial"));
         }
+        if let Some(at) = tx.revoked_at(&serial)? {
+            return Err(Refusal::CertificateRevoked(rfc3339(at)));
+        }
         let subject = Subject { id, dns_names: entry.dns_names };
         Ok(Attested { subject, kind: CredentialKind::Certificate, reference: serial })
     }

@@ -13,8 +13,9 @@ use time::OffsetDateTime;
 
 use super::{
     Algorithm, Authority, AuthorityError, DATABASE, INTERMEDIATE_CERT, INTERMEDIATE_KEY, Password, ROOT_CERT, ROOT_KEY,
-    SecretKey, ServerNameText, Settings, files, hex, profile, sealed,
+    SecretKey, ServerNameText, Settings, crl, files, hex, keyring::is_ours, profile, sealed,
 };
+use crate::store::Database;
 use outrigger_identity::TrustDomain;
 
 /// Lifetime of the root, ten years: what every verifier holds is the hardest thing to change.
@@ -103,11 +104,11 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
     let secret = |name: &str, text: &str| files::write_secret(&dir.join(name), text);
     let public = |name: &str, text: &str| files::write_public(&dir.join(name), text);
     // The settings come last: a directory without them is not a CA, so an interrupted init leaves none.
-    let root_key = sealed::seal(&root_key, password)?;
+    let sealed_root_key = sealed::seal(&root_key, password)?;
     let key = sealed::seal(&key, password)?;
     match &options.offline_root {
-        Some(path) => files::write_new_secret(path, &root_key),
-        None => secret(ROOT_KEY, &root_key),
+        Some(path) => files::write_new_secret(path, &sealed_root_key),
+        None => secret(ROOT_KEY, &sealed_root_key),
     }
     .and_then(|()| public(ROOT_CERT, &root.pem()))
     .and_then(|()| secret(INTERMEDIATE_KEY, &key))
@@ -115,7 +116,15 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
     .and_then(|()| public(super::SETTINGS, &settings))
     .map_err(|e| AuthorityError::File { action: "write", path: e.path, source: e.source })?;
     // Read back what was written: better a failure now than at the first enrolment.
-    Authority::open(dir, password)?;
+    let authority = Authority::open(dir, password)?;
+    // While the root's key is at hand: its list needs it.
+    let mut database = Database::open(&authority.database_path())?;
+    let issuer = Issuer::from_params(&root_params, &root_key);
+    database.transaction(|tx| {
+        let (root, end) = (authority.active_root(), authority.expires_at());
+        crl::publish(tx, root, &issuer, Some(end), now)?;
+        crl::publish(tx, authority.active(), &authority.issuer, None, now)
+    })?;
     Ok(replaced)
 }
 
@@ -124,7 +133,7 @@ fn days(ttl: Duration) -> String {
 }
 
 /// The key of an offline root must not land beside the key that it is to be kept from, nor in place of anything.
-fn refuse_inside(path: &Path, dir: &Path) -> Result<(), AuthorityError> {
+pub(super) fn refuse_inside(path: &Path, dir: &Path) -> Result<(), AuthorityError> {
     let exists = || files::error("write", path, io::ErrorKind::AlreadyExists.into());
     if path.symlink_metadata().is_ok() {
         return Err(exists());
@@ -151,9 +160,7 @@ fn make_room(dir: &Path, force: bool, now: OffsetDateTime) -> Result<Option<Path
     for entry in std::fs::read_dir(dir).map_err(|e| files::error("look into", dir, e))? {
         let name = entry.map_err(|e| files::error("look into", dir, e))?.file_name();
         match name.to_str() {
-            Some(name) if name.starts_with("intermediate-") && name.ends_with(".pem") && !OURS.contains(&name) => {
-                found.push(name.to_owned());
-            }
+            Some(name) if is_ours(name) && !OURS.contains(&name) => found.push(name.to_owned()),
             _ => {}
         }
     }

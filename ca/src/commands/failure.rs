@@ -122,6 +122,27 @@ impl From<AuthorityError> for Failure {
             AuthorityError::RootExpired { .. } => (Kind::Refused, "root_expired"),
             AuthorityError::AlreadyPrepared { .. } => (Kind::Refused, "already_prepared"),
             AuthorityError::NothingPrepared => (Kind::NotFound, "nothing_prepared"),
+            AuthorityError::NothingActive => (Kind::Failed, "nothing_active"),
+            AuthorityError::RootPrepared { .. } => (Kind::Refused, "root_prepared"),
+            AuthorityError::NotPublished { .. } => (Kind::Refused, "not_published"),
+            AuthorityError::UnderRetiredRoot { .. } => (Kind::Refused, "under_retired_root"),
+            AuthorityError::Retired { .. } => (Kind::Failed, "retired"),
+            AuthorityError::ChangedMeanwhile => (Kind::Failed, "changed_meanwhile"),
+            AuthorityError::NoAuthority { .. } => (Kind::NotFound, "no_authority"),
+            AuthorityError::NotARoot { .. } => (Kind::Refused, "not_a_root"),
+            AuthorityError::RootActive { .. } => (Kind::Refused, "root_active"),
+            AuthorityError::RootUnused { .. } => (Kind::Refused, "root_unused"),
+            AuthorityError::NotTainted { .. } => (Kind::Refused, "not_tainted"),
+            AuthorityError::StillSigning { .. } => (Kind::Refused, "still_signing"),
+            AuthorityError::IntermediateActive { .. } => (Kind::Refused, "intermediate_active"),
+            AuthorityError::StillUsed { .. } => (Kind::Refused, "still_used"),
+            AuthorityError::AlreadySo { .. } => (Kind::Refused, "already_so"),
+            AuthorityError::Bundle { .. } => (Kind::Refused, "bundle"),
+            AuthorityError::NoCertificate { .. } => (Kind::NotFound, "no_certificate"),
+            AuthorityError::IsAuthority { .. } => (Kind::Refused, "is_authority"),
+            AuthorityError::Expired { .. } => (Kind::Refused, "expired"),
+            AuthorityError::UnknownIssuer { .. } => (Kind::Failed, "unknown_issuer"),
+            AuthorityError::Store(error) => (Kind::Failed, store_code(error)),
             AuthorityError::Crypto(_) | AuthorityError::Signing(_) => (Kind::Failed, "signing"),
             AuthorityError::Random => (Kind::Failed, "random"),
         };
@@ -131,12 +152,15 @@ impl From<AuthorityError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let code = match &error {
-            StoreError::Sqlite(_) | StoreError::NoWal(_) => "database",
-            StoreError::Newer { .. } => "database_newer",
-            StoreError::Damaged(_) => "database_damaged",
-        };
-        Self::of(Kind::Failed, code, &error)
+        Self::of(Kind::Failed, store_code(&error), &error)
+    }
+}
+
+fn store_code(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Sqlite(_) | StoreError::NoWal(_) => "database",
+        StoreError::Newer { .. } => "database_newer",
+        StoreError::Damaged(_) => "database_damaged",
     }
 }
 
@@ -146,6 +170,8 @@ impl From<ChainFault> for Failure {
             ChainFault::Store(error) => return error.into(),
             ChainFault::Broken { .. } => "log_broken",
             ChainFault::Cut { .. } => "log_cut",
+            ChainFault::RevocationBroken { .. } => "revocations_broken",
+            ChainFault::RevocationCut { .. } => "revocations_cut",
             ChainFault::HeadMissing(_) => "log_head_missing",
         };
         Self::of(Kind::Verdict, code, &error)
@@ -213,7 +239,8 @@ impl From<InspectError> for Failure {
                 (Kind::NotFound, "no_file")
             }
             InspectError::File { .. } => (Kind::Failed, "file"),
-            InspectError::NotCertificates { .. } => (Kind::Failed, "not_certificates"),
+            InspectError::NotCrls { .. } => (Kind::Failed, "not_crls"),
+            InspectError::NotCertificates { .. } | InspectError::TooLong { .. } => (Kind::Failed, "not_certificates"),
             InspectError::Peer { .. } => (Kind::Failed, "peer"),
         };
         Self::of(kind, code, &error)

@@ -11,7 +11,7 @@ use outrigger_ca::{
     attest::Attestation,
     authority::{Authority, Password, ServerNameText},
     limits::Limits,
-    server::{self, Listeners, ServeError, ServerCertificate},
+    server::{self, Listeners, Live, ServeError, ServerCertificate, Upkeeper},
     store::{Database, Store},
 };
 use serde_json::json;
@@ -50,8 +50,6 @@ const OTHER_FILES: u64 = 128;
 pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     let Serve { listen, names, metrics_listen, admin_socket, attestation, mut limits, password } = wish;
     let mut authority = Authority::open(dir, password.as_ref())?;
-    // It has done its work; a server runs for long.
-    drop(password);
     authority.add_server_names(names);
     let (attestation, told) = super::attestation::attestation(attestation)?;
     if let Some(told) = told {
@@ -59,14 +57,14 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     }
     limits.connections = within_file_limit(limits.connections);
     let plan = Plan { listen, metrics_listen, admin_socket, attestation, limits };
-    let authority = Arc::new(authority);
     let database = Database::of(&authority)?;
+    let upkeeper = Upkeeper { database: Database::of(&authority)?, live: Live::new(authority), password };
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| ServeError::System("start the runtime", e))?;
-    let result = runtime.block_on(run(plan, authority, store, output));
+    let result = runtime.block_on(run(plan, upkeeper, store, output));
     // Ends every task, and with the last handle the database's thread, which first finishes what it was given.
     drop(runtime);
     if thread.join().is_err() {
@@ -93,11 +91,14 @@ fn within_file_limit(connections: u32) -> u32 {
     connections.min(most)
 }
 
-async fn run(plan: Plan, authority: Arc<Authority>, store: Store, output: Output) -> Result<(), ServeError> {
+async fn run(plan: Plan, upkeeper: Upkeeper, store: Store, output: Output) -> Result<(), ServeError> {
     // Before anything is promised, so that no signal is missed.
     let stop = |kind| signal(kind).map_err(|e| ServeError::System("handle signals", e));
     let (mut terminate, mut interrupt) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
+    let mut hang_up = stop(SignalKind::hangup())?;
     let (stopping, shutdown) = watch::channel(false);
+    let live = Arc::clone(&upkeeper.live);
+    let authority = live.get();
     if let Err(why) = plan.attestation.warm_up().await {
         tracing::warn!(%why, "tokens of Kubernetes cannot be examined yet");
     }
@@ -118,7 +119,7 @@ async fn run(plan: Plan, authority: Arc<Authority>, store: Store, output: Output
         |listener: &TcpListener| listener.local_addr().map_err(|e| ServeError::System("read an own address", e));
     let address = bound(&enrolment)?;
     let metrics_address = metrics.as_ref().map(bound).transpose()?;
-    let own = ServerCertificate::issue(&authority, &store).await?;
+    let own = ServerCertificate::issue(&live, &store).await?;
     let line = if output.json {
         let names = authority.server_names();
         json!({
@@ -139,6 +140,12 @@ async fn run(plan: Plan, authority: Arc<Authority>, store: Store, output: Output
     let mut out = io::stdout();
     // A closed stdout is no reason not to serve.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    let looker = Arc::clone(&live);
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            looker.look();
+        }
+    });
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -155,5 +162,5 @@ async fn run(plan: Plan, authority: Arc<Authority>, store: Store, output: Output
         std::process::exit(130);
     });
     let listeners = Listeners { enrolment, metrics, admin };
-    server::serve(listeners, authority, store, own, plan.attestation, plan.limits, shutdown).await
+    server::serve(listeners, upkeeper, store, own, plan.attestation, plan.limits, shutdown).await
 }

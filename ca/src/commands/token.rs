@@ -4,7 +4,7 @@ use outrigger_ca::{
     admin::{TokenMade, TokenWish},
     attest::{TokenHash, create_token},
     authority::{Directory, hex, rfc3339},
-    store::{Database, MIN_REF_LEN, TokenRow, TokenState, Transaction},
+    store::{Database, MIN_REF_LEN, StoreError, TokenRow, TokenState, Transaction},
 };
 use outrigger_identity::SpiffeId;
 use serde_json::{Value, json};
@@ -77,29 +77,11 @@ pub(crate) fn revoke(dir: &Path, which: &Revoke<'_>, output: Output) -> Outcome 
 }
 
 fn revoke_one(tx: &mut Transaction<'_>, digits: &str, now: OffsetDateTime) -> Result<([u8; 32], TokenRow), Failure> {
-    let digits = digits.to_ascii_lowercase();
-    if digits.len() < MIN_REF_LEN || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        let message = format!(
-            "\"{digits}\" does not name a token; give at least {MIN_REF_LEN} hex digits from the first column of \"outrigger-ca token list\""
-        );
-        return Err(Failure::new(Kind::Usage, "token_ref", message));
-    }
-    let mut found = tx.tokens_by_ref(&digits)?;
-    let (hash, token) = match (found.pop(), found.len()) {
-        (Some(one), 0) => one,
-        (None, _) => {
-            let message = format!("no token begins with {digits}; look it up with \"outrigger-ca token list\"");
-            return Err(Failure::new(Kind::NotFound, "no_token", message));
-        }
-        (Some(_), others) => {
-            let message = format!("{} tokens begin with {digits}; give more digits", others + 1);
-            return Err(Failure::new(Kind::Refused, "token_ref", message));
-        }
-    };
+    let (hash, token) = find_token(digits, |digits| tx.tokens_by_ref(digits))?;
     if !tx.revoke_token(&hash, now)? {
         let message = match token.state(now) {
             TokenState::Used(at) => format!(
-                "the token of {} was already used at {}, so there is nothing to revoke; see what was issued for it with \"outrigger-ca log list\"",
+                "the token of {} was already used at {}, so there is nothing to revoke; see what was issued for it with \"outrigger-ca log list\", and take that back with \"outrigger-ca revoke --token\"",
                 token.id,
                 rfc3339(at)
             ),
@@ -109,6 +91,32 @@ fn revoke_one(tx: &mut Transaction<'_>, digits: &str, now: OffsetDateTime) -> Re
         return Err(Failure::new(Kind::Refused, "token_spent", message));
     }
     Ok((hash, token))
+}
+
+/// The one token that these hex digits name.
+pub(super) fn find_token(
+    digits: &str,
+    look_up: impl FnOnce(&str) -> Result<Vec<([u8; 32], TokenRow)>, StoreError>,
+) -> Result<([u8; 32], TokenRow), Failure> {
+    let digits = digits.to_ascii_lowercase();
+    if digits.len() < MIN_REF_LEN || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let message = format!(
+            "\"{digits}\" does not name a token; give at least {MIN_REF_LEN} hex digits from the first column of \"outrigger-ca token list\""
+        );
+        return Err(Failure::new(Kind::Usage, "token_ref", message));
+    }
+    let mut found = look_up(&digits)?;
+    match (found.pop(), found.len()) {
+        (Some(one), 0) => Ok(one),
+        (None, _) => {
+            let message = format!("no token begins with {digits}; look it up with \"outrigger-ca token list\"");
+            Err(Failure::new(Kind::NotFound, "no_token", message))
+        }
+        (Some(_), others) => {
+            let message = format!("{} tokens begin with {digits}; give more digits", others + 1);
+            Err(Failure::new(Kind::Refused, "token_ref", message))
+        }
+    }
 }
 
 fn line(hash: &[u8; 32], token: &TokenRow, now: OffsetDateTime) -> String {

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use super::{
+    Live,
     metrics::{Metrics, Outcome, UNKNOWN},
     refusal::Refused,
 };
@@ -38,7 +39,7 @@ pub struct PeerCertificate {
 pub(super) struct Enrolment(Arc<Inner>);
 
 struct Inner {
-    authority: Arc<Authority>,
+    live: Arc<Live>,
     store: Store,
     attestation: Attestation,
     rates: Arc<Rates>,
@@ -47,19 +48,19 @@ struct Inner {
 
 impl Enrolment {
     pub(super) fn new(
-        authority: Arc<Authority>,
+        live: Arc<Live>,
         store: Store,
         attestation: Attestation,
         rates: Rates,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self(Arc::new(Inner { authority, store, attestation, rates: Arc::new(rates), metrics }))
+        Self(Arc::new(Inner { live, store, attestation, rates: Arc::new(rates), metrics }))
     }
 }
 
 impl Inner {
     /// Counts what [`Self::judge`] says, and charges failures.
-    async fn enrol(&self, request: Request<IstioCertificateRequest>) -> Result<Issued, Status> {
+    async fn enrol(&self, request: Request<IstioCertificateRequest>) -> Result<(Issued, Arc<Authority>), Status> {
         let began = Instant::now();
         let peer = request.extensions().get::<PeerCertificate>().cloned();
         let peer = peer.ok_or_else(|| Status::internal("the connection was not described"))?;
@@ -72,7 +73,7 @@ impl Inner {
             _ => self.judge(peer, request, &mut credential).await,
         };
         match judged {
-            Ok(issued) => {
+            Ok((issued, signer)) => {
                 self.metrics.request(credential, Outcome::Issued, began.elapsed());
                 let certificate = &issued.certificate;
                 tracing::info!(
@@ -83,7 +84,7 @@ impl Inner {
                     not_after = rfc3339(certificate.not_after),
                     "certificate issued"
                 );
-                Ok(issued)
+                Ok((issued, signer))
             }
             Err(refused) => {
                 if refused.is_callers_fault() {
@@ -105,7 +106,7 @@ impl Inner {
         peer: PeerCertificate,
         request: Request<IstioCertificateRequest>,
         credential: &mut &'static str,
-    ) -> Result<Issued, Refused> {
+    ) -> Result<(Issued, Arc<Authority>), Refused> {
         let authorization = match request.metadata().get("authorization").map(|value| value.to_str()) {
             Some(Ok(text)) => Some(text),
             Some(Err(_)) => return Err(Refusal::NotBearer.into()),
@@ -120,21 +121,21 @@ impl Inner {
             Ok(seconds) => Duration::from_secs(seconds),
             Err(_) => return Err(Refused::negative_validity()),
         };
-        let evidence = self.attestation.examine(shown, self.authority.trust_domain()).await?;
-        let (authority, rates) = (Arc::clone(&self.authority), Arc::clone(&self.rates));
+        let evidence = self.attestation.examine(shown, self.live.get().trust_domain()).await?;
+        let (rates, evidence) = (Arc::clone(&self.rates), Arc::new(evidence));
         let now = OffsetDateTime::now_utc();
         // Charged once, also if the transaction has to be tried again.
         let mut admitted = false;
-        let issue = move |tx: &mut Transaction<'_>| {
+        let issue = move |tx: &mut Transaction<'_>, authority: &Authority| {
             let admit = |id: &_| {
                 if !std::mem::replace(&mut admitted, true) {
                     rates.admit(id).map_err(|(limit, wait)| Refusal::TooMany { limit, wait })?;
                 }
                 Ok(())
             };
-            issue::on_evidence(tx, &authority, &evidence, &key, ttl, now, admit)
+            issue::on_evidence(tx, authority, &evidence, &key, ttl, now, admit)
         };
-        Ok(self.store.transaction(issue).await??)
+        Ok(self.live.issue(&self.store, issue).await??)
     }
 }
 
@@ -144,9 +145,8 @@ impl IstioCertificateService for Enrolment {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let issued = self.0.enrol(request).await?;
-        let intermediate = self.0.authority.intermediate_pem().to_owned();
-        let root = self.0.authority.bundle_pem().to_owned();
+        let (issued, signer) = self.0.enrol(request).await?;
+        let (intermediate, root) = (signer.intermediate_pem().to_owned(), signer.root_pem().to_owned());
         let cert_chain = vec![issued.certificate.pem, intermediate, root];
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }

@@ -7,9 +7,11 @@
 
 mod activity;
 mod body;
+mod callers;
 mod certificate;
 mod connection;
 mod grpc;
+mod live;
 mod metrics;
 mod observe;
 mod published;
@@ -20,7 +22,7 @@ use std::{
     io,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -32,17 +34,19 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use callers::Callers;
 pub use certificate::ServerCertificate;
 pub use grpc::PeerCertificate;
+pub use live::Live;
 pub(crate) use observe::Observer;
 
 use crate::{
     admin::{self, AdminListener},
     attest::Attestation,
-    authority::{Authority, AuthorityError},
+    authority::{AuthorityError, Password},
     issue::IssueError,
     limits::{Limits, Rates},
-    store::{Store, StoreGone},
+    store::{Database, Store, StoreGone},
 };
 
 /// A TLS handshake that takes longer is a connection that somebody holds open on purpose.
@@ -119,23 +123,37 @@ pub struct Listeners {
     pub admin: Option<AdminListener>,
 }
 
+/// The authorities and what their upkeep needs: a connection of its own, so that a password's hash keeps no caller waiting,
+/// and the password, because the next key is encrypted with it.
+pub struct Upkeeper {
+    /// The authorities of each moment.
+    pub live: Arc<Live>,
+    /// The CA's database.
+    pub database: Database,
+    /// Opens and encrypts keys. `None`: they are not encrypted.
+    pub password: Option<Password>,
+}
+
 /// Serves until `shutdown` becomes true, then lets requests under way finish for at most [`DRAIN`].
 pub async fn serve(
     listeners: Listeners,
-    authority: Arc<Authority>,
+    upkeeper: Upkeeper,
     store: Store,
     own: Arc<ServerCertificate>,
     attestation: Attestation,
     limits: Limits,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let tls = TlsAcceptor::from(certificate::tls_config(&authority, Arc::clone(&own))?);
+    let Upkeeper { live, database, password } = upkeeper;
+    let authority = live.get();
+    let callers = Callers::new(&authority)?;
+    let tls = TlsAcceptor::from(certificate::tls_config(Arc::clone(&callers), Arc::clone(&own))?);
     let slots = slots::Slots::new(limits.connections, limits.connections_of_one);
     let metrics = metrics::Metrics::new();
     let published = Arc::new(RwLock::new(Arc::new(published::Published::of(&authority))));
     let mut beside = tokio::task::JoinSet::new();
     let observer = Observer::new(
-        Arc::clone(&authority),
+        Arc::clone(&live),
         store.clone(),
         Arc::clone(&own),
         Arc::clone(&slots),
@@ -143,13 +161,19 @@ pub async fn serve(
         shutdown.clone(),
     );
     if let Some(bound) = listeners.admin {
-        beside.spawn(admin::serve(bound, Arc::clone(&authority), store.clone(), Arc::clone(&observer)));
+        beside.spawn(admin::serve(bound, Arc::clone(&live), store.clone(), Arc::clone(&observer)));
     }
     if let Some(listener) = listeners.metrics {
         beside.spawn(observe::serve(listener, observer));
     }
-    beside.spawn(certificate::keep_fresh(own, Arc::clone(&authority), store.clone()));
-    let enrolment = grpc::Enrolment::new(authority, store, attestation, Rates::new(&limits), Arc::clone(&metrics));
+    beside.spawn(certificate::keep_fresh(own, Arc::clone(&live), store.clone()));
+    let documents = Arc::clone(&published);
+    beside.spawn(Arc::clone(&live).keep(database, password, move |next| {
+        let next_documents = Arc::new(published::Published::of(next));
+        *documents.write().unwrap_or_else(PoisonError::into_inner) = next_documents;
+        callers.update(next)
+    }));
+    let enrolment = grpc::Enrolment::new(live, store, attestation, Rates::new(&limits), Arc::clone(&metrics));
     let grpc = IstioCertificateServiceServer::new(enrolment).max_decoding_message_size(connection::MAX_MESSAGE);
     let face = connection::Face { tls, grpc, published, metrics, shutdown: shutdown.clone() };
 

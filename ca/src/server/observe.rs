@@ -19,13 +19,13 @@ use tokio::{
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{
-    IDLE_TIMEOUT, REQUEST_TIMEOUT, ServerCertificate,
+    IDLE_TIMEOUT, Live, REQUEST_TIMEOUT, ServerCertificate,
     metrics::{CONTENT_TYPE, Metrics, Moment, OwnLife},
     published::text,
     slots::Slots,
 };
 use crate::{
-    authority::{Authority, hex, rfc3339},
+    authority::{hex, rfc3339},
     store::Store,
 };
 
@@ -42,7 +42,7 @@ type Answer = Response<Full<Bytes>>;
 
 /// What the port tells of.
 pub(crate) struct Observer {
-    authority: Arc<Authority>,
+    live: Arc<Live>,
     store: Store,
     own: Arc<ServerCertificate>,
     slots: Arc<Slots>,
@@ -53,14 +53,14 @@ pub(crate) struct Observer {
 
 impl Observer {
     pub(super) fn new(
-        authority: Arc<Authority>,
+        live: Arc<Live>,
         store: Store,
         own: Arc<ServerCertificate>,
         slots: Arc<Slots>,
         metrics: Arc<Metrics>,
         shutdown: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { authority, store, own, slots, metrics, shutdown, looked: Mutex::new(None) })
+        Arc::new(Self { live, store, own, slots, metrics, shutdown, looked: Mutex::new(None) })
     }
 
     /// Join tokens that wait to be used: a question that only a working store can answer.
@@ -94,7 +94,7 @@ impl Observer {
         if *self.shutdown.borrow() {
             failing.push("stopping: this server was told to end".to_owned());
         }
-        let end = self.authority.expires_at();
+        let end = self.live.get().expires_at();
         if OffsetDateTime::now_utc() >= end {
             failing.push(format!(
                 "issuer: the intermediate expired at {}; run \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\"",
@@ -148,14 +148,15 @@ impl Observer {
 
     fn lives(&self, now: OffsetDateTime) -> Vec<OwnLife> {
         let server = self.own.der();
-        let own =
-            [("root", self.authority.root()), ("intermediate", self.authority.intermediate()), ("server", &server)];
+        let authority = self.live.get();
+        let roots = authority.members().roots().map(|root| ("root", &root.der));
+        let own = roots.chain([("intermediate", authority.intermediate()), ("server", &server)]);
         let life = |(role, der): (&'static str, &rustls::pki_types::CertificateDer<'_>)| {
             let (_, parsed) = X509Certificate::from_der(der).ok()?;
             let left = parsed.validity().not_after.to_datetime() - now;
             Some(OwnLife { role, serial: hex(parsed.raw_serial()), seconds_left: left.whole_seconds() })
         };
-        own.into_iter().filter_map(life).collect()
+        own.filter_map(life).collect()
     }
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
 
 use crate::authority::{Authority, hex};
 
@@ -33,7 +34,12 @@ pub(crate) struct Published(Vec<Document>);
 impl Published {
     /// What `authority` says now.
     pub(crate) fn of(authority: &Authority) -> Self {
-        Self(vec![Document::new("/bundle.pem", "application/x-pem-file", authority.bundle_pem().to_owned())])
+        let members = authority.members();
+        Self(vec![
+            Document::new("/bundle.pem", "application/x-pem-file", authority.bundle_pem().to_owned()),
+            Document::new("/bundle.json", "application/json", members.bundle_json()),
+            Document::new("/crl.pem", "application/x-pem-file", members.crl_pem(OffsetDateTime::now_utc())),
+        ])
     }
 
     /// Answers a request that is not gRPC.

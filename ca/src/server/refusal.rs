@@ -90,9 +90,10 @@ impl From<Refusal> for Refused {
             | Refusal::TokenRevoked(_)
             | Refusal::TokenExpired(_)
             | Refusal::CertificateExpired(_) => Self::caller(Code::Unauthenticated, refusal.reason(), words),
-            Refusal::Certificate(_) | Refusal::Subject(_) => {
-                Self::caller(Code::PermissionDenied, refusal.reason(), words)
-            }
+            Refusal::CertificateRevoked(_)
+            | Refusal::Blocked { .. }
+            | Refusal::Certificate(_)
+            | Refusal::Subject(_) => Self::caller(Code::PermissionDenied, refusal.reason(), words),
             Refusal::Unreachable(why) => {
                 tracing::error!(%why, "cannot examine a service-account token");
                 let words = "the cluster cannot be asked about this token at the moment; the CA's log says why";
@@ -114,6 +115,7 @@ impl From<IssueError> for Refused {
                 AuthorityError::IssuerExpired { .. } => {
                     Self::own(Code::FailedPrecondition, "issuer_expired", error.to_string())
                 }
+                AuthorityError::Retired { .. } => Self::own(Code::Unavailable, "retired", error.to_string()),
                 AuthorityError::Missing { .. }
                 | AuthorityError::Exists { .. }
                 | AuthorityError::File { .. }
@@ -126,6 +128,26 @@ impl From<IssueError> for Refused {
                 | AuthorityError::RootExpired { .. }
                 | AuthorityError::AlreadyPrepared { .. }
                 | AuthorityError::NothingPrepared
+                | AuthorityError::NothingActive
+                | AuthorityError::RootPrepared { .. }
+                | AuthorityError::NotPublished { .. }
+                | AuthorityError::UnderRetiredRoot { .. }
+                | AuthorityError::ChangedMeanwhile
+                | AuthorityError::NoAuthority { .. }
+                | AuthorityError::NotARoot { .. }
+                | AuthorityError::RootActive { .. }
+                | AuthorityError::RootUnused { .. }
+                | AuthorityError::NotTainted { .. }
+                | AuthorityError::StillSigning { .. }
+                | AuthorityError::IntermediateActive { .. }
+                | AuthorityError::StillUsed { .. }
+                | AuthorityError::AlreadySo { .. }
+                | AuthorityError::Bundle { .. }
+                | AuthorityError::NoCertificate { .. }
+                | AuthorityError::IsAuthority { .. }
+                | AuthorityError::Expired { .. }
+                | AuthorityError::UnknownIssuer { .. }
+                | AuthorityError::Store(_)
                 | AuthorityError::NoMemory(_)
                 | AuthorityError::Crypto(_)
                 | AuthorityError::Signing(_)

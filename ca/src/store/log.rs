@@ -122,6 +122,28 @@ impl Transaction<'_> {
             }
         }
     }
+
+    /// Visits the record of every certificate that is still good at `now`, oldest first. What `visit` reads meanwhile is
+    /// of the same transaction.
+    pub fn for_each_unexpired<E: From<StoreError>>(
+        &mut self,
+        now: OffsetDateTime,
+        mut visit: impl FnMut(&mut Self, LogEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql =
+            format!("SELECT seq, {COLUMNS} FROM issued WHERE not_after >= ?1 AND seq > ?2 ORDER BY seq LIMIT {PAGE}");
+        let mut after = i64::MIN;
+        loop {
+            let page = self.query(&sql, &[now.into(), after.into()])?;
+            for row in &page {
+                after = row.int(0)?;
+                visit(self, entry(row, 1)?)?;
+            }
+            if page.len() < PAGE {
+                return Ok(());
+            }
+        }
+    }
 }
 
 pub(super) const COLUMNS: &str =

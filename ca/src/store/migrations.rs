@@ -1,5 +1,7 @@
 //! How the schema came to be, step by step, in both dialects; the database counts the steps that it has seen.
 
+mod authorities;
+
 use super::{
     StoreError,
     chain::ChainHash,
@@ -51,6 +53,7 @@ const STEPS: &[Step] = &[
         postgres: Work::Sql(""),
     },
     Step { sqlite: Work::Code(chain_the_log), postgres: Work::Sql(POSTGRES_TOKENS_AND_LOG) },
+    Step { sqlite: Work::Sql(authorities::SQLITE), postgres: Work::Sql(authorities::POSTGRES) },
 ];
 
 const POSTGRES_TOKENS_AND_LOG: &str = "

@@ -1,14 +1,17 @@
-//! Everything durable: join tokens and the issuance log. In one SQLite file.
+//! Everything durable: authorities, join tokens, the issuance log and revocations. In one SQLite file.
 //!
 //! Promise: what [`Database::transaction`] returned `Ok` for is on the disk.
 //!
 //! [`Transaction`] is the one interface to it, and says how to add to it.
 
+mod authorities;
 mod chain;
+mod crls;
 mod error;
 mod log;
 mod migrations;
 mod prune;
+mod revocations;
 mod sql;
 mod sqlite;
 mod thread;
@@ -17,10 +20,13 @@ mod transaction;
 
 use std::path::Path;
 
+pub use authorities::{AuthorityKind, AuthorityRow, AuthorityState, BundleRow};
 pub use chain::{ChainFault, ChainHash, ChainReport};
+pub use crls::CrlRow;
 pub use error::StoreError;
 pub use log::{CredentialKind, LogEntry, LogRecord};
 pub use prune::Pruned;
+pub use revocations::{RevocationReason, RevocationRow};
 use sql::{CommitError, Mode, Sql};
 pub use thread::{Store, StoreGone};
 pub use tokens::{MIN_REF_LEN, TokenRow, TokenState};

@@ -140,6 +140,8 @@ fn an_expired_issuer_is_not_ready_and_names_the_commands() {
     let ca = Ca { dir: tempfile::tempdir().unwrap() };
     let mut options = InitOptions::new(TrustDomain::parse("mesh.example").unwrap());
     options.intermediate_ttl = Duration::from_secs(3600);
+    // With the root's key at hand the server would make itself another intermediate.
+    options.offline_root = Some(ca.dir.path().join("root-key.pem"));
     let born = time::OffsetDateTime::now_utc() - Duration::from_secs(3600 - 3);
     init(&ca.dir.path().join("ca"), options, born).unwrap();
     let server = ca.serve_with(&METRICS);
