@@ -1,15 +1,24 @@
 //! The command line's grammar; its doc comments are the help.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod attestation;
+mod rotate;
+mod serve;
+
+use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use outrigger_ca::{
+    admin::AdminSocket,
     authority::{Algorithm, Password, ServerNameText},
     store::{ChainHash, PostgresUrl},
 };
 use outrigger_identity::{SpiffeId, TrustDomain};
 
-use crate::commands::{self, EXIT_STATUSES, Failure};
+pub(crate) use attestation::AttestationArgs;
+pub(crate) use rotate::{BundleCommand, RevokeArgs, RotateCommand};
+pub(crate) use serve::ServeArgs;
+
+use crate::commands::{self, Ca, EXIT_STATUSES, Failure, Kind};
 
 #[derive(Parser)]
 #[command(
@@ -37,6 +46,37 @@ pub(crate) struct PasswordArgs {
 impl PasswordArgs {
     pub(crate) fn read(&self) -> Result<Option<Password>, Failure> {
         commands::password(self.password_file.as_deref())
+    }
+}
+
+/// The CA's folder, or a CA that runs.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct WhereArgs {
+    /// Directory of the CA
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Admin socket of a running CA instead: needs no password, but to be root or the CA's user
+    #[arg(long, value_name = "PATH")]
+    pub(crate) admin_socket: Option<PathBuf>,
+}
+
+impl WhereArgs {
+    /// Where to have it done; `password` is of use with the folder alone.
+    pub(crate) fn read(self, password: Option<&PasswordArgs>) -> Result<Ca, Failure> {
+        match (self.dir, self.admin_socket) {
+            (_, Some(path)) if password.is_none_or(|password| password.password_file.is_none()) => {
+                Ok(Ca::Running(AdminSocket::at(&path)))
+            }
+            (_, Some(_)) => {
+                let message =
+                    "--password-file is of no use with --admin-socket: the running CA has its keys; leave it out";
+                Err(Failure::new(Kind::Usage, "usage", message))
+            }
+            (Some(dir), None) => Ok(Ca::Folder(dir)),
+            // The grammar asks for one of them.
+            (None, None) => Err(Failure::new(Kind::Usage, "usage", "say which CA: --dir or --admin-socket")),
+        }
     }
 }
 
@@ -90,9 +130,8 @@ pub(crate) enum Command {
     },
     /// Issue a workload certificate into a directory: cert.pem, key.pem, bundle.pem
     Issue {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
+        #[command(flatten)]
+        ca: WhereArgs,
         /// SPIFFE id, as spiffe://mesh.example/ns/shop/sa/orders
         #[arg(long, value_name = "SPIFFE")]
         id: String,
@@ -113,9 +152,8 @@ pub(crate) enum Command {
     },
     /// Sign a workload's certificate request: of it only the key is believed
     Sign {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
+        #[command(flatten)]
+        ca: WhereArgs,
         /// The PKCS#10 request as PEM; - reads stdin
         csr: PathBuf,
         /// SPIFFE id, as spiffe://mesh.example/ns/shop/sa/orders
@@ -156,6 +194,9 @@ pub(crate) enum Command {
         /// The trust domain that the id must belong to [default: the one that the roots name]
         #[arg(long, value_name = "NAME")]
         trust_domain: Option<TrustDomain>,
+        /// Revocation lists (PEM or DER): nothing of the path may be on one, and each issuer must have one
+        #[arg(long, value_name = "FILE")]
+        crl: Option<PathBuf>,
     },
     /// Look at the CA itself: keys, permissions, the life left of its certificates, database, log
     Check {
@@ -165,31 +206,27 @@ pub(crate) enum Command {
         #[command(flatten)]
         password: PasswordArgs,
     },
+    /// How a running CA is
+    Status {
+        /// Its admin socket
+        #[arg(long, value_name = "PATH")]
+        admin_socket: PathBuf,
+    },
     /// Join tokens for a workload's first certificate
     Token {
         #[command(subcommand)]
         command: TokenCommand,
     },
     /// Serve enrolment and renewal (Istio's CreateCertificate over TLS)
-    Serve {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        /// Address and port; [::] takes IPv4 too
-        #[arg(long, default_value = "[::]:15012", value_name = "ADDRESS")]
-        listen: SocketAddr,
-        /// A further DNS name or IP address for the server's certificate; repeatable
-        #[arg(long = "name", value_name = "HOST")]
-        names: Vec<ServerNameText>,
-        #[command(flatten)]
-        password: PasswordArgs,
-    },
+    Serve(Box<ServeArgs>),
     /// The trust bundle
     Bundle {
         #[command(subcommand)]
         command: BundleCommand,
     },
-    /// Replace the intermediate under the same root
+    /// Take certificates back: they renew nothing any more, and verifiers hear of it
+    Revoke(RevokeArgs),
+    /// Replace the intermediate, or the root, step by step
     Rotate {
         #[command(subcommand)]
         command: RotateCommand,
@@ -205,9 +242,8 @@ pub(crate) enum Command {
 pub(crate) enum TokenCommand {
     /// Make a join token, good for one enrolment; prints the token alone
     Create {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
+        #[command(flatten)]
+        ca: WhereArgs,
         /// SPIFFE id that the token stands for
         #[arg(long, value_name = "SPIFFE")]
         id: String,
@@ -240,51 +276,6 @@ pub(crate) enum TokenCommand {
 }
 
 #[derive(Subcommand)]
-pub(crate) enum BundleCommand {
-    /// Print the roots that verifiers must trust, as PEM
-    Show {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-    },
-}
-
-#[derive(Subcommand)]
-pub(crate) enum RotateCommand {
-    /// How long the intermediate lives on, and whether the next one is prepared
-    Status {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-    },
-    /// Make the next intermediate; the current one goes on signing
-    Prepare {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        /// File of the root's key [default: root-key.pem in the CA's directory]
-        #[arg(long, value_name = "FILE")]
-        root_key: Option<PathBuf>,
-        /// Kind of the new key: p256, p384 or ed25519
-        #[arg(long = "alg", value_name = "KIND", default_value = "p256")]
-        algorithm: Algorithm,
-        /// Lifetime, as 365d; ends with the root's at the latest
-        #[arg(long = "int-ttl", value_name = "TTL", default_value = "365d", value_parser = commands::ca_lifetime)]
-        ttl: Duration,
-        #[command(flatten)]
-        password: PasswordArgs,
-    },
-    /// Let the prepared intermediate sign; "serve" does at its next start
-    Activate {
-        /// Directory of the CA
-        #[arg(long)]
-        dir: PathBuf,
-        #[command(flatten)]
-        password: PasswordArgs,
-    },
-}
-
-#[derive(Subcommand)]
 pub(crate) enum LogCommand {
     /// Print every certificate that was issued and not pruned since, oldest first
     List {
@@ -292,7 +283,7 @@ pub(crate) enum LogCommand {
         #[arg(long)]
         dir: PathBuf,
     },
-    /// Prove that no record was changed, removed or added: compute the hash chain anew
+    /// Prove that no record and no revocation was changed, removed or added: compute the hash chains anew
     Verify {
         /// Directory of the CA
         #[arg(long)]

@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     authority::{AuthorityError, Directory, Password, is_encrypted, rfc3339},
-    store::Database,
+    store::{ChainFault, Database},
 };
 
 /// Below this share of its life a certificate of the CA must be seen to.
@@ -57,10 +57,17 @@ pub fn check(directory: Directory, password: Option<&Password>, now: OffsetDateT
         life("root_life", "root", directory.root(), now),
         life("intermediate_life", "intermediate", directory.intermediate(), now),
         signed_by_root(&directory),
+        files(&directory),
+        lists(&directory, now),
     ];
     // A shared database has no file here.
     if directory.database_path().exists() {
         checks.insert(3, private_file("database_file", &directory.database_path()));
+    }
+    if let Some(prepared) = directory.prepared() {
+        checks.push(private_file("prepared_key_file", &directory.key_path(prepared)));
+        checks.push(life("prepared_life", "prepared intermediate", &prepared.der, now));
+        checks.push(prepared_key(&directory, password));
     }
     match Database::of(&directory) {
         Ok(mut database) => {
@@ -148,8 +155,8 @@ fn intermediate_key(directory: Directory, password: Option<&Password>) -> Check 
 
 fn life(name: &'static str, who: &str, der: &[u8], now: OffsetDateTime) -> Check {
     let remedy = match who {
-        "root" => "make a new CA with \"outrigger-ca init\" and hand out its bundle",
-        _ => "run \"outrigger-ca rotate prepare\" and \"rotate activate\", and restart \"outrigger-ca serve\"",
+        "root" => "begin with \"outrigger-ca rotate prepare --root\"",
+        _ => "run \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\"",
     };
     let (_, certificate) = match X509Certificate::from_der(der) {
         Ok(parsed) => parsed,
@@ -188,6 +195,66 @@ fn signed_by_root(directory: &Directory) -> Check {
     Check { name, level: Level::Failure, detail: detail.into() }
 }
 
+/// The folder's certificates are copies of what the database has; a file that is another one was put there.
+fn files(directory: &Directory) -> Check {
+    let name = "certificate_files";
+    let unknown = directory.leftovers();
+    let first = |file: &&String| file.ends_with("/root.pem") || file.ends_with("/intermediate.pem");
+    let (level, detail) = match (unknown.iter().find(first), unknown.first()) {
+        (Some(file), _) => {
+            let detail = format!("{file} is not the certificate that the database has; restore both from one backup");
+            (Level::Failure, detail)
+        }
+        (None, Some(_)) => {
+            let detail = format!(
+                "nothing refers to {}: a command was interrupted before it recorded them; remove them",
+                unknown.join(", ")
+            );
+            (Level::Warning, detail)
+        }
+        (None, None) => (Level::Ok, "each is recorded in the database".to_owned()),
+    };
+    Check { name, level, detail }
+}
+
+/// Lists that are out of date are worth nothing to a verifier that looks at their dates.
+fn lists(directory: &Directory, now: OffsetDateTime) -> Check {
+    let name = "revocation_lists";
+    let members = directory.members();
+    let late = members.crls(now).find(|list| list.next_update < now);
+    let missing = members.all().iter().find(|it| it.is_of_use(now) && members.crl_of(&it.row.fingerprint).is_none());
+    let (level, detail) = match (late, missing) {
+        (Some(list), _) => {
+            let issuer = list.issuer.get(..16).unwrap_or(&list.issuer);
+            let detail = format!(
+                "the list of {issuer} was due at {}; start \"outrigger-ca serve\" on the replica that has its key",
+                rfc3339(list.next_update)
+            );
+            (Level::Warning, detail)
+        }
+        (None, Some(it)) => {
+            let detail = format!(
+                "{} has none yet; it is made by \"outrigger-ca serve\" or \"outrigger-ca rotate prepare\" with its key",
+                it.short()
+            );
+            // A root whose key is in a safe, of a CA from before there were lists.
+            (Level::Ok, detail)
+        }
+        (None, None) => (Level::Ok, format!("{} lists, none of them overdue", members.crls(now).count())),
+    };
+    Check { name, level, detail }
+}
+
+fn prepared_key(directory: &Directory, password: Option<&Password>) -> Check {
+    let name = "prepared_key";
+    let (level, detail) = match directory.try_prepared(password) {
+        Ok(()) => (Level::Ok, "the prepared intermediate's certificate fits its key".to_owned()),
+        Err(error @ AuthorityError::Locked { .. }) => (Level::Warning, format!("not checked: {error}")),
+        Err(error) => (Level::Failure, error.to_string()),
+    };
+    Check { name, level, detail }
+}
+
 fn pages(database: &mut Database) -> Check {
     let name = "database";
     let (level, detail) = match database.integrity() {
@@ -200,8 +267,13 @@ fn pages(database: &mut Database) -> Check {
 
 fn chain(database: &mut Database) -> Check {
     let name = "log";
-    let (level, detail) = match database.snapshot(|tx| tx.verify_chain(None)) {
-        Ok(report) => (Level::Ok, format!("{} records, each of them proved; head {}", report.records, report.head)),
+    let proved = database.snapshot::<_, ChainFault>(|tx| Ok((tx.verify_chain(None)?, tx.verify_revocations()?)));
+    let (level, detail) = match proved {
+        Ok((report, (revocations, _))) => {
+            let (records, head) = (report.records, report.head);
+            let detail = format!("{records} records and {revocations} revocations, each of them proved; head {head}");
+            (Level::Ok, detail)
+        }
         Err(fault) => (Level::Failure, fault.to_string()),
     };
     Check { name, level, detail }

@@ -11,9 +11,9 @@ use outrigger_identity::SpiffeId;
 use time::OffsetDateTime;
 
 use crate::{
-    attest::{Evidence, Refusal, attest},
-    authority::{Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject},
-    store::{CredentialKind, LogEntry, StoreError, Transaction},
+    attest::{Evidence, Refusal, attest, attest_lost_answer},
+    authority::{Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject, rfc3339},
+    store::{AuthorityState, CredentialKind, LogEntry, StoreError, Transaction},
 };
 
 /// A certificate whose record is durable.
@@ -50,7 +50,8 @@ impl From<Refusal> for IssueError {
     }
 }
 
-/// For a caller over the network: evidence first.
+/// For a caller over the network: evidence first, then whether whoever it proves may have one more (`admit`). A token
+/// of a caller who is told to come back is not spent.
 pub fn on_evidence(
     tx: &mut Transaction<'_>,
     authority: &Authority,
@@ -58,14 +59,22 @@ pub fn on_evidence(
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
+    admit: impl FnOnce(&SpiffeId) -> Result<(), Refusal>,
 ) -> Result<Issued, IssueError> {
-    let attested = attest(tx, authority, evidence, now)?;
+    let attested = match (attest(tx, authority, evidence, now), evidence) {
+        (Err(Refusal::TokenUsed(at)), Evidence::JoinToken(hash)) => {
+            attest_lost_answer(tx, authority, hash, key, now)?.ok_or(Refusal::TokenUsed(at))?
+        }
+        (attested, _) => attested?,
+    };
+    may_issue(tx, authority, Some(&attested.subject.id))?;
+    admit(&attested.subject.id)?;
     let certificate = authority.sign_workload(&attested.subject, key, ttl, now)?;
     let owner = Owner::from(attested.subject);
     record(tx, certificate, owner, attested.kind, Some(attested.reference), now)
 }
 
-/// For an operator, who can read the CA's key and therefore needs no other proof.
+/// For an operator, who can read the CA's key and therefore needs no other proof, or whom the kernel vouches for (`by`).
 pub fn for_operator(
     tx: &mut Transaction<'_>,
     authority: &Authority,
@@ -73,9 +82,11 @@ pub fn for_operator(
     key: &RequestedKey,
     ttl: Duration,
     now: OffsetDateTime,
+    by: Option<String>,
 ) -> Result<Issued, IssueError> {
+    may_issue(tx, authority, Some(&subject.id))?;
     let certificate = authority.sign_workload(subject, key, ttl, now)?;
-    record(tx, certificate, Owner::from(subject.clone()), CredentialKind::Operator, None, now)
+    record(tx, certificate, Owner::from(subject.clone()), CredentialKind::Operator, by, now)
 }
 
 /// For the enrolment server itself.
@@ -86,9 +97,30 @@ pub fn for_server(
     ttl: Duration,
     now: OffsetDateTime,
 ) -> Result<Issued, IssueError> {
+    may_issue(tx, authority, None)?;
     let certificate = authority.sign_server(key, ttl, now)?;
     let owner = Owner { id: None, dns_names: authority.server_names().to_vec() };
     record(tx, certificate, owner, CredentialKind::Server, None, now)
+}
+
+/// Whether the intermediate in memory still signs, as the database has it in this transaction: after another was
+/// activated nothing is signed with the old one any more, whatever process has not heard of it. And whether the id is
+/// blocked.
+fn may_issue(tx: &mut Transaction<'_>, authority: &Authority, id: Option<&SpiffeId>) -> Result<(), IssueError> {
+    let active = authority.active();
+    match tx.authority_state(&active.row.fingerprint)? {
+        Some(AuthorityState::Active) => {}
+        other => {
+            let state = other.map_or("unknown to the database", AuthorityState::as_str);
+            return Err(AuthorityError::Retired { name: active.short().to_owned(), state }.into());
+        }
+    }
+    if let Some(id) = id
+        && let Some(at) = tx.blocked_at(id.as_str())?
+    {
+        return Err(Refusal::Blocked { id: id.to_string(), at: rfc3339(at) }.into());
+    }
+    Ok(())
 }
 
 struct Owner {

@@ -6,11 +6,13 @@ mod commands;
 use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser as _;
+use outrigger_ca::admin::AdminSocket;
 
-use outrigger_ca::authority::SharedRoot;
-
-use cli::{BundleCommand, Cli, Command, LogCommand, RotateCommand, TokenCommand};
-use commands::{Failure, Init, Issue, Kind, Outcome, Output, Prepare, Revoke, Serve, Sign, Verify};
+use cli::{BundleCommand, Cli, Command, LogCommand, RevokeArgs, RotateCommand, TokenCommand};
+use commands::{
+    Failure, Init, Issue, Kind, Outcome, Output, Prepare, Revoke, RevokeAuthority, Serve, Sign, Verify, Which,
+};
+use outrigger_ca::authority::{NewRoot, SharedRoot};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -81,23 +83,26 @@ fn run(command: Command, output: Output) -> Outcome {
             };
             commands::init(&dir, wish, output)
         }
-        Command::Issue { dir, id, dns, ttl, out, force, password } => {
-            let password = password.read()?;
+        Command::Issue { ca, id, dns, ttl, out, force, password } => {
+            let (ca, password) = (ca.read(Some(&password))?, password.read()?);
             let wish = Issue { id: &id, dns: &dns, ttl, out: &out, force, password: password.as_ref() };
-            commands::issue(&dir, &wish, output)
+            commands::issue(&ca, &wish, output)
         }
-        Command::Sign { dir, csr, id, dns, ttl, out, force, password } => {
-            let password = password.read()?;
+        Command::Sign { ca, csr, id, dns, ttl, out, force, password } => {
+            let (ca, password) = (ca.read(Some(&password))?, password.read()?);
             let (out, password) = (out.as_deref(), password.as_ref());
-            commands::sign(&dir, &Sign { csr: &csr, id: &id, dns: &dns, ttl, out, force, password }, output)
+            commands::sign(&ca, &Sign { csr: &csr, id: &id, dns: &dns, ttl, out, force, password }, output)
         }
         Command::Inspect { target } => commands::inspect(&target, output),
-        Command::Verify { target, bundle, dir, trust_domain } => {
-            commands::verify(Verify { target, bundle, dir, trust_domain }, output)
+        Command::Verify { target, bundle, dir, trust_domain, crl } => {
+            commands::verify(Verify { target, bundle, dir, trust_domain, crl }, output)
         }
         Command::Check { dir, password } => commands::check(&dir, password.read()?.as_ref(), output),
+        Command::Status { admin_socket } => commands::status(&AdminSocket::at(&admin_socket), output),
         Command::Token { command } => match command {
-            TokenCommand::Create { dir, id, dns, ttl } => commands::token_create(&dir, &id, &dns, ttl, output),
+            TokenCommand::Create { ca, id, dns, ttl } => {
+                commands::token_create(&ca.read(None)?, &id, &dns, ttl, output)
+            }
             TokenCommand::List { dir } => commands::token_list(&dir, output),
             TokenCommand::Revoke { dir, token_ref, id } => match (&token_ref, &id) {
                 (Some(token_ref), _) => commands::token_revoke(&dir, &Revoke::Ref(token_ref), output),
@@ -106,24 +111,73 @@ fn run(command: Command, output: Output) -> Outcome {
                 (None, None) => Err(Failure::new(Kind::Usage, "usage", "say which token: its REF, or --id")),
             },
         },
-        Command::Serve { dir, listen, names, password } => {
-            commands::serve(&dir, Serve { listen, names, password: password.read()? }, output)
+        Command::Serve(args) => {
+            let wish = Serve {
+                listen: args.listen,
+                names: args.names,
+                metrics_listen: args.metrics_listen.0,
+                admin_socket: args.admin_socket,
+                attestation: args.attestation,
+                limits: args.limits.into(),
+                password: args.password.read()?,
+            };
+            commands::serve(&args.dir, wish, output)
         }
-        Command::Bundle { command: BundleCommand::Show { dir } } => commands::bundle_show(&dir, output),
-        Command::Rotate { command } => match command {
-            RotateCommand::Status { dir } => commands::rotate_status(&dir, output),
-            RotateCommand::Prepare { dir, root_key, algorithm, ttl, password } => {
-                let wish = Prepare { root_key, algorithm, ttl, password: password.read()? };
-                commands::rotate_prepare(&dir, &wish, output)
-            }
-            RotateCommand::Activate { dir, password } => {
-                commands::rotate_activate(&dir, password.read()?.as_ref(), output)
-            }
-        },
+        Command::Bundle { command } => bundle(command, output),
+        Command::Revoke(args) => revoke(args, output),
+        Command::Rotate { command } => rotate(command, output),
         Command::Log { command } => match command {
             LogCommand::List { dir } => commands::log_list(&dir, output),
             LogCommand::Verify { dir, head } => commands::log_verify(&dir, head, output),
             LogCommand::Prune { dir, older_than } => commands::log_prune(&dir, older_than, output),
         },
+    }
+}
+
+fn bundle(command: BundleCommand, output: Output) -> Outcome {
+    match command {
+        BundleCommand::Show { dir } => commands::bundle_show(&dir, output),
+        BundleCommand::Export { dir, format, out, force } => {
+            commands::bundle_export(&dir, format, out.as_deref(), force, output)
+        }
+        BundleCommand::Set { dir, file, replace, refresh_hint } => {
+            commands::bundle_set(&dir, file.as_deref(), replace, refresh_hint, output)
+        }
+    }
+}
+
+fn revoke(args: RevokeArgs, output: Output) -> Outcome {
+    let which = match (args.id, args.token) {
+        (Some(id), _) if args.unblock => return commands::unblock(&args.dir, &id, output),
+        (Some(id), _) => Which::Id { id, block: args.block },
+        (None, Some(token)) => Which::Token(token),
+        (None, None) => Which::Serials(args.serials),
+    };
+    commands::revoke(&args.dir, &which, args.reason, args.password.read()?.as_ref(), output)
+}
+
+fn rotate(command: RotateCommand, output: Output) -> Outcome {
+    match command {
+        RotateCommand::Status { dir } => commands::rotate_status(&dir, output),
+        RotateCommand::Prepare { dir, root, root_ttl, offline_root, root_key, algorithm, ttl, password } => {
+            let new_root = root.then_some(NewRoot { ttl: root_ttl, offline: offline_root });
+            let wish = Prepare { new_root, root_key, algorithm, ttl, password: password.read()? };
+            commands::rotate_prepare(&dir, wish, output)
+        }
+        RotateCommand::Activate { dir, force, password } => {
+            commands::rotate_activate(&dir, password.read()?.as_ref(), force, output)
+        }
+        RotateCommand::Taint { dir, root } => commands::rotate_taint(&dir, &root, output),
+        RotateCommand::Revoke { dir, authority, force, reason, root_key, password } => {
+            let password = password.read()?;
+            let wish = RevokeAuthority {
+                named: &authority,
+                force,
+                reason,
+                root_key: root_key.as_deref(),
+                password: password.as_ref(),
+            };
+            commands::rotate_revoke(&dir, &wish, output)
+        }
     }
 }

@@ -5,9 +5,9 @@ use std::{fmt, time::Duration};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use super::{Attested, Refusal};
+use super::{Attested, Attestor, Refusal};
 use crate::{
-    authority::{AuthorityError, Subject, hex, random_bytes, rfc3339},
+    authority::{Authority, AuthorityError, Subject, hex, random_bytes, rfc3339},
     store::{CredentialKind, Database, StoreError, TokenRow, TokenState, Transaction},
 };
 
@@ -65,6 +65,16 @@ pub fn create(
     ttl: Duration,
     now: OffsetDateTime,
 ) -> Result<JoinToken, CreateError> {
+    database.transaction(|tx| create_in(tx, subject, ttl, now))
+}
+
+/// The same in a transaction; the token is worth nothing before that is committed.
+pub fn create_in(
+    tx: &mut Transaction<'_>,
+    subject: &Subject,
+    ttl: Duration,
+    now: OffsetDateTime,
+) -> Result<JoinToken, CreateError> {
     let token = JoinToken(format!("{PREFIX}{}", hex(&random_bytes::<32>()?)));
     let row = TokenRow {
         id: subject.id.to_string(),
@@ -74,21 +84,24 @@ pub fn create(
         used_at: None,
         revoked_at: None,
     };
-    database.transaction(|tx| tx.insert_token(&TokenHash::of(token.as_str()).0, &row))?;
+    tx.insert_token(&TokenHash::of(token.as_str()).0, &row)?;
     Ok(token)
 }
 
-pub(super) fn spend(tx: &mut Transaction<'_>, hash: &TokenHash, now: OffsetDateTime) -> Result<Attested, Refusal> {
-    let row = tx.token_by_hash(&hash.0)?.ok_or(Refusal::UnknownToken)?;
-    if !tx.spend_token(&hash.0, now)? {
-        return Err(match row.state(now) {
-            TokenState::Used(at) => Refusal::TokenUsed(rfc3339(at)),
-            TokenState::Revoked(at) => Refusal::TokenRevoked(rfc3339(at)),
-            TokenState::Expired(at) => Refusal::TokenExpired(rfc3339(at)),
-            // It was read in this very transaction, so nobody else can have taken it.
-            TokenState::Unused => Refusal::UnknownToken,
-        });
+impl Attestor for TokenHash {
+    fn attest(&self, tx: &mut Transaction<'_>, _: &Authority, now: OffsetDateTime) -> Result<Attested, Refusal> {
+        let hash = self;
+        let row = tx.token_by_hash(&hash.0)?.ok_or(Refusal::UnknownToken)?;
+        if !tx.spend_token(&hash.0, now)? {
+            return Err(match row.state(now) {
+                TokenState::Used(at) => Refusal::TokenUsed(rfc3339(at)),
+                TokenState::Revoked(at) => Refusal::TokenRevoked(rfc3339(at)),
+                TokenState::Expired(at) => Refusal::TokenExpired(rfc3339(at)),
+                // It was read in this very transaction, so nobody else can have taken it.
+                TokenState::Unused => Refusal::UnknownToken,
+            });
+        }
+        let subject = Subject::parse(&row.id, &row.dns_names)?;
+        Ok(Attested { subject, kind: CredentialKind::Token, reference: hex(&hash.0) })
     }
-    let subject = Subject::parse(&row.id, &row.dns_names)?;
-    Ok(Attested { subject, kind: CredentialKind::Token, reference: hex(&hash.0) })
 }

@@ -6,7 +6,7 @@ use outrigger_identity::TrustDomain;
 use rcgen::{CertificateParams, DistinguishedName, Issuer, KeyPair, SanType};
 use rustls::pki_types::CertificateDer;
 
-use super::*;
+use super::{lost_answer::WINDOW, *};
 use crate::{
     authority::{DEFAULT_TTL, InitOptions, RequestedKey, init},
     issue::{self, IssueError},
@@ -38,9 +38,20 @@ impl World {
         create_token(&mut self.database, &subject, ttl, now()).unwrap()
     }
 
+    fn enrol_key(
+        &mut self,
+        key: &RequestedKey,
+        evidence: &Evidence,
+        now: OffsetDateTime,
+    ) -> Result<issue::Issued, IssueError> {
+        self.database
+            .transaction(|tx| issue::on_evidence(tx, &self.authority, evidence, key, DEFAULT_TTL, now, |_| Ok(())))
+    }
+
     fn enrol(&mut self, evidence: &Evidence, now: OffsetDateTime) -> Result<issue::Issued, IssueError> {
         let key = RequestedKey::of(&KeyPair::generate().unwrap()).unwrap();
-        self.database.transaction(|tx| issue::on_evidence(tx, &self.authority, evidence, &key, DEFAULT_TTL, now))
+        self.database
+            .transaction(|tx| issue::on_evidence(tx, &self.authority, evidence, &key, DEFAULT_TTL, now, |_| Ok(())))
     }
 
     /// A certificate that our own intermediate has signed, with names of the test's choice.
@@ -80,28 +91,34 @@ fn uri(text: &str) -> SanType {
 
 #[test]
 fn nothing_and_unknown_schemes_prove_nothing() {
-    assert!(matches!(Evidence::of(None, None), Err(Refusal::Nothing)));
+    assert!(matches!(Credential::of(None, None), Err(Refusal::Nothing)));
     let certificate = CertificateDer::from(vec![1]);
-    for bad in ["", "Bearer", "Basic abc", "bearer abc"] {
-        assert!(matches!(Evidence::of(Some(bad), Some(certificate.clone())), Err(Refusal::NotBearer)), "{bad:?}");
+    for bad in ["", "Bearer", "Basic abc"] {
+        assert!(matches!(Credential::of(Some(bad), Some(certificate.clone())), Err(Refusal::NotBearer)), "{bad:?}");
     }
     // A bad token is not rescued by a certificate beside it.
-    assert!(matches!(Evidence::of(Some("Bearer x"), Some(certificate)), Ok(Evidence::Token(_))));
+    for good in ["Bearer x", "bearer x", "BEARER x"] {
+        let shown = Credential::of(Some(good), Some(certificate.clone()));
+        assert!(matches!(shown, Ok(Credential::JoinToken(_))), "{good:?}");
+    }
+    assert!(matches!(Credential::of(Some("Bearer a.b.c"), None), Ok(Credential::ServiceAccountToken(_))));
+    let long = format!("Bearer {}", "x".repeat(MAX_TOKEN_LEN + 1));
+    assert!(matches!(Credential::of(Some(&long), Some(certificate)), Err(Refusal::TokenTooLong(_))));
 }
 
 #[test]
 fn a_token_brings_its_identity_once() {
     let mut world = world();
     let token = world.token(Duration::from_secs(60));
-    let evidence = Evidence::Token(TokenHash::of(token.as_str()));
+    let evidence = Evidence::JoinToken(TokenHash::of(token.as_str()));
     let issued = world.enrol(&evidence, now()).unwrap();
     assert_eq!(issued.id.unwrap().as_str(), "spiffe://mesh.example/a");
     let again = world.enrol(&evidence, now()).unwrap_err();
     assert!(matches!(again, IssueError::Refused(Refusal::TokenUsed(_))), "{again}");
-    let wrong = world.enrol(&Evidence::Token(TokenHash::of("ojt_00")), now()).unwrap_err();
+    let wrong = world.enrol(&Evidence::JoinToken(TokenHash::of("ojt_00")), now()).unwrap_err();
     assert!(matches!(wrong, IssueError::Refused(Refusal::UnknownToken)), "{wrong}");
     let token = world.token(Duration::from_secs(60));
-    let late = world.enrol(&Evidence::Token(TokenHash::of(token.as_str())), now() + Duration::from_secs(60));
+    let late = world.enrol(&Evidence::JoinToken(TokenHash::of(token.as_str())), now() + Duration::from_secs(60));
     assert!(matches!(late.unwrap_err(), IssueError::Refused(Refusal::TokenExpired(_))));
 }
 
@@ -112,7 +129,7 @@ fn a_revoked_token_enrols_nobody_and_says_so() {
     let hash = TokenHash::of(token.as_str());
     let (row, _) = world.database.snapshot(|tx| tx.list_tokens()).unwrap().remove(0);
     world.database.transaction(|tx| tx.revoke_token(&row, now())).unwrap();
-    let error = world.enrol(&Evidence::Token(hash), now()).unwrap_err();
+    let error = world.enrol(&Evidence::JoinToken(hash), now()).unwrap_err();
     assert!(matches!(error, IssueError::Refused(Refusal::TokenRevoked(_))), "{error}");
 }
 
@@ -130,7 +147,7 @@ fn the_token_itself_is_nowhere_in_the_database() {
 fn a_token_survives_an_issuance_that_failed() {
     let mut world = world();
     let token = world.token(Duration::from_secs(3600 * 24 * 700));
-    let evidence = Evidence::Token(TokenHash::of(token.as_str()));
+    let evidence = Evidence::JoinToken(TokenHash::of(token.as_str()));
     let late = world.authority.expires_at();
     assert!(matches!(world.enrol(&evidence, late).unwrap_err(), IssueError::Authority(_)));
     world.enrol(&evidence, now()).unwrap();
@@ -140,7 +157,7 @@ fn a_token_survives_an_issuance_that_failed() {
 fn a_renewal_keeps_id_and_names_from_the_log() {
     let mut world = world();
     let token = world.token(Duration::from_secs(60));
-    let first = world.enrol(&Evidence::Token(TokenHash::of(token.as_str())), now()).unwrap();
+    let first = world.enrol(&Evidence::JoinToken(TokenHash::of(token.as_str())), now()).unwrap();
     let evidence = Evidence::Certificate(first.certificate.der.clone());
     let second = world.enrol(&evidence, now()).unwrap();
     assert_ne!(second.certificate.serial, first.certificate.serial);
@@ -180,4 +197,38 @@ fn hostile_certificates_renew_nothing_even_when_our_key_signed_them() {
     world.log(&serial, ours, &CertificateDer::from(vec![0]));
     let error = world.enrol(&Evidence::Certificate(der), now()).unwrap_err().to_string();
     assert!(error.contains("not the one"), "{error}");
+}
+
+#[test]
+fn an_answer_that_was_lost_is_given_once_more_for_the_same_key_and_by_another_process_alone() {
+    let key = || RequestedKey::of(&KeyPair::generate().unwrap()).unwrap();
+    let (ours, other) = (key(), key());
+    let used = |result: Result<issue::Issued, IssueError>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, IssueError::Refused(Refusal::TokenUsed(_))), "{error}");
+    };
+    let mut world = world();
+    let evidence = Evidence::JoinToken(TokenHash::of(world.token(Duration::from_secs(600)).as_str()));
+    // This process has answered and knows it.
+    world.enrol_key(&ours, &evidence, now()).unwrap();
+    used(world.enrol_key(&ours, &evidence, now()));
+
+    // The one before it may have died with the answer.
+    let subject = world.authority.subject("spiffe://mesh.example/a", &["a.mesh".into()]).unwrap();
+    let before = OffsetDateTime::now_utc() - Duration::from_secs(10);
+    let mut dead = |age: Duration| {
+        let token = create_token(&mut world.database, &subject, Duration::from_secs(3600), before - age).unwrap();
+        let evidence = Evidence::JoinToken(TokenHash::of(token.as_str()));
+        (world.enrol_key(&ours, &evidence, before - age).unwrap(), evidence)
+    };
+    let ((lost, evidence), (_, late)) = (dead(Duration::ZERO), dead(WINDOW));
+    let now = OffsetDateTime::now_utc();
+    used(world.enrol_key(&other, &evidence, now));
+    used(world.enrol_key(&ours, &late, now));
+    let again = world.enrol_key(&ours, &evidence, now).unwrap();
+    assert_eq!(again.id.unwrap().as_str(), "spiffe://mesh.example/a");
+    assert_eq!(again.credential, CredentialKind::Certificate);
+    let entry = world.database.snapshot(|tx| tx.by_serial(&again.certificate.serial)).unwrap().unwrap();
+    assert_eq!((entry.credential_ref.unwrap(), entry.dns_names), (lost.certificate.serial, vec!["a.mesh".to_owned()]));
+    used(world.enrol_key(&ours, &evidence, now));
 }

@@ -15,8 +15,12 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{
     Algorithm, Authority, AuthorityError, DATABASE, INTERMEDIATE_CERT, INTERMEDIATE_KEY, Password, ROOT_CERT, ROOT_KEY,
-    SecretKey, ServerNameText, Settings, files, hex, profile, sealed,
+    SecretKey, ServerNameText, Settings, crl, files, hex,
+    keyring::is_ours,
+    members::{fingerprint, to_pem},
+    profile, sealed,
 };
+use crate::store::{AuthorityState, Database};
 use outrigger_identity::TrustDomain;
 
 /// Lifetime of the root, ten years: what every verifier holds is the hardest thing to change.
@@ -45,8 +49,8 @@ pub struct InitOptions {
     pub offline_root: Option<PathBuf>,
     /// The root of the CA that this one shall be a replica of. `None`: a new one is made.
     pub shared_root: Option<SharedRoot>,
-    /// Where the log will be.
-    pub database: InitDatabase,
+    /// The database that replicas share. `None`: a file in the folder.
+    pub database: Option<SharedDatabase>,
 }
 
 /// The root that several replicas share. Its key is read once, to sign the new replica's intermediate, and not kept.
@@ -58,13 +62,13 @@ pub struct SharedRoot {
     pub key: PathBuf,
 }
 
-/// Where a new CA's log will be.
+/// A database that replicas share: a new CA's that nobody has [taken](Database::take), a replica's that of the others.
 #[derive(Debug)]
-pub enum InitDatabase {
-    /// In a file of the folder.
-    File,
-    /// In a database that replicas share. With a URL it goes into the settings; without, the environment names it.
-    Shared(Option<String>),
+pub struct SharedDatabase {
+    /// Open.
+    pub database: Database,
+    /// What the settings will hold. `None`: the environment names it.
+    pub url: Option<String>,
 }
 
 impl InitOptions {
@@ -81,7 +85,7 @@ impl InitOptions {
             password: None,
             offline_root: None,
             shared_root: None,
-            database: InitDatabase::File,
+            database: None,
         }
     }
 }
@@ -98,13 +102,19 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
     if let Some(path) = &options.offline_root {
         refuse_inside(path, dir)?;
     }
-    let replaced = make_room(dir, options.force, now)?;
-
     let (domain, password) = (options.trust_domain, options.password.as_ref());
+    let mut shared = options.database;
     let root = match &options.shared_root {
-        Some(shared) => Root::read(shared, &domain, password, now)?,
+        Some(root) => Root::read(root, &domain, password, now)?,
         None => Root::make(&domain, options.algorithm, options.root_ttl, now)?,
     };
+    if let (Some(_), Some(shared)) = (&options.shared_root, &mut shared) {
+        let known = shared.database.snapshot(|tx| tx.authority_state(&fingerprint(&root.der)))?;
+        if known != Some(AuthorityState::Active) {
+            return Err(AuthorityError::NotTheRoot { path: "--root".into(), domain: domain.to_string() });
+        }
+    }
+    let replaced = make_room(dir, options.force, now)?;
     let window = profile::Window::new(now, options.intermediate_ttl)?;
     let window = profile::Window { not_after: window.not_after.min(root.not_after), ..window };
     let key = SecretKey::generate(options.algorithm)?;
@@ -115,21 +125,17 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
         names if names.is_empty() => default_names(),
         names => names.into_iter().map(String::from).collect(),
     };
-    let database = match &options.database {
-        InitDatabase::File => None,
-        InitDatabase::Shared(url) => url.clone(),
-    };
     let settings = serde_json::to_string_pretty(&Settings {
-        trust_domain: domain,
+        trust_domain: domain.clone(),
         names,
-        database,
+        database: shared.as_ref().and_then(|shared| shared.url.clone()),
         intermediate: None,
         prepared: None,
     })
     .map_err(|e| files::damaged(&dir.join(super::SETTINGS), e.to_string()))?;
 
     // SQLite gives its journal files the mode of the database, so this one call keeps all of them private.
-    if matches!(options.database, InitDatabase::File) {
+    if shared.is_none() {
         let database = dir.join(DATABASE);
         OpenOptions::new()
             .write(true)
@@ -141,12 +147,12 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
     let secret = |name: &str, text: &str| files::write_secret(&dir.join(name), text);
     let public = |name: &str, text: &str| files::write_public(&dir.join(name), text);
     // The settings come last: a directory without them is not a CA, so an interrupted init leaves none.
-    let root_key = sealed::seal(&root.key, password)?;
+    let sealed_root_key = sealed::seal(&root.key, password)?;
     let key = sealed::seal(&key, password)?;
     match (&options.offline_root, &options.shared_root) {
         (_, Some(_)) => Ok(()),
-        (Some(path), None) => files::write_new_secret(path, &root_key),
-        (None, None) => secret(ROOT_KEY, &root_key),
+        (Some(path), None) => files::write_new_secret(path, &sealed_root_key),
+        (None, None) => secret(ROOT_KEY, &sealed_root_key),
     }
     .and_then(|()| public(ROOT_CERT, &root.pem))
     .and_then(|()| secret(INTERMEDIATE_KEY, &key))
@@ -154,7 +160,21 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
     .and_then(|()| public(super::SETTINGS, &settings))
     .map_err(|e| AuthorityError::File { action: "write", path: e.path, source: e.source })?;
     // Read back what was written: better a failure now than at the first enrolment.
-    Authority::open(dir, password)?;
+    if let (None, Some(shared)) = (&options.shared_root, &mut shared) {
+        shared.database.take(&domain)?;
+    }
+    let authority = Authority::open(dir, password)?;
+    // While the root's key is at hand: its list needs it.
+    let mut database = match shared {
+        Some(shared) => shared.database,
+        None => Database::open(&authority.database_path())?,
+    };
+    let ends = authority.members().under(&authority.active_root().row.fingerprint).map(|member| member.not_after);
+    let end = ends.max().unwrap_or_else(|| authority.expires_at());
+    database.transaction(|tx| {
+        crl::publish(tx, authority.active_root(), &issuer, Some(end), now)?;
+        crl::publish(tx, authority.active(), &authority.issuer, None, now)
+    })?;
     Ok(replaced)
 }
 
@@ -202,7 +222,7 @@ impl Root {
         if key.subject_public_key_info() != parsed.public_key().raw {
             return Err(files::damaged(&shared.key, format!("it is not the key of {}", path.display())));
         }
-        Ok(Self { key, pem: file.pem, not_after, der: file.der })
+        Ok(Self { key, pem: to_pem(&file.der), not_after, der: file.der })
     }
 }
 
@@ -211,7 +231,7 @@ fn days(ttl: Duration) -> String {
 }
 
 /// The key of an offline root must not land beside the key that it is to be kept from, nor in place of anything.
-fn refuse_inside(path: &Path, dir: &Path) -> Result<(), AuthorityError> {
+pub(super) fn refuse_inside(path: &Path, dir: &Path) -> Result<(), AuthorityError> {
     let exists = || files::error("write", path, io::ErrorKind::AlreadyExists.into());
     if path.symlink_metadata().is_ok() {
         return Err(exists());
@@ -238,9 +258,7 @@ fn make_room(dir: &Path, force: bool, now: OffsetDateTime) -> Result<Option<Path
     for entry in std::fs::read_dir(dir).map_err(|e| files::error("look into", dir, e))? {
         let name = entry.map_err(|e| files::error("look into", dir, e))?.file_name();
         match name.to_str() {
-            Some(name) if name.starts_with("intermediate-") && name.ends_with(".pem") && !OURS.contains(&name) => {
-                found.push(name.to_owned());
-            }
+            Some(name) if is_ours(name) && !OURS.contains(&name) => found.push(name.to_owned()),
             _ => {}
         }
     }

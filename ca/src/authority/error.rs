@@ -1,8 +1,9 @@
 //! What can go wrong with a CA's folder and keys, and what to do about it.
 
-use std::io;
+use std::{io, time::Duration};
 
 use super::{PASSWORD_ENV, SubjectError};
+use crate::store::StoreError;
 
 /// Why the authority cannot be made, opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +87,7 @@ pub enum AuthorityError {
     NoMemory(u32),
     /// The intermediate's life is over.
     #[error(
-        "the intermediate certificate expired at {at}, so nothing can be signed any more; make another under the same root with \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\", and restart \"outrigger-ca serve\""
+        "the intermediate certificate expired at {at}, so nothing can be signed any more; make another under the same root with \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\""
     )]
     IssuerExpired {
         /// Its `notAfter`.
@@ -119,6 +120,175 @@ pub enum AuthorityError {
     /// There is no next intermediate.
     #[error("no next intermediate is prepared; make one with \"outrigger-ca rotate prepare\"")]
     NothingPrepared,
+    /// The database knows of no intermediate that signs.
+    #[error("no intermediate of the database signs, or its root is missing; restore ca.db from a backup")]
+    NothingActive,
+    /// A new root is there already.
+    #[error(
+        "the root {name} is already prepared; make an intermediate under it with \"outrigger-ca rotate prepare\", or take it out with \"outrigger-ca bundle set --replace\""
+    )]
+    RootPrepared {
+        /// The root.
+        name: String,
+    },
+    /// A new root has not been in the bundle for long enough.
+    #[error(
+        "the new root {root} joined the bundle at {since}, and verifiers look for a new bundle every {hint:?}: before {ready_at} some may refuse what it signs; run \"outrigger-ca rotate activate\" then, or now with --force if no verifier runs"
+    )]
+    NotPublished {
+        /// The root.
+        root: String,
+        /// Since when it is in the bundle.
+        since: String,
+        /// How often verifiers look.
+        hint: Duration,
+        /// When it may be used.
+        ready_at: String,
+    },
+    /// The prepared intermediate's root does not sign any more.
+    #[error(
+        "the prepared intermediate {name} is under the root {root}, which is {state}; drop it with \"outrigger-ca rotate revoke {name}\" and make another with \"outrigger-ca rotate prepare\""
+    )]
+    UnderRetiredRoot {
+        /// The intermediate.
+        name: String,
+        /// Its root.
+        root: String,
+        /// The root's state.
+        state: &'static str,
+    },
+    /// The intermediate in memory does not sign any more.
+    #[error("the intermediate {name} is {state} and signs no more; try again, another one does")]
+    Retired {
+        /// The intermediate.
+        name: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// Another process made a step of the rotation at the same time.
+    #[error("another process changed the authorities at the same moment; look with \"outrigger-ca rotate status\"")]
+    ChangedMeanwhile,
+    /// No authority of that name, or several.
+    #[error("\"{named}\" names no root or intermediate: {why}; see them with \"outrigger-ca rotate status\"")]
+    NoAuthority {
+        /// What was given.
+        named: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Only a root can be tainted.
+    #[error(
+        "{name} is an intermediate, and only a root is tainted; put an intermediate on its root's list with \"outrigger-ca rotate revoke {name}\""
+    )]
+    NotARoot {
+        /// The intermediate.
+        name: String,
+    },
+    /// The root signs.
+    #[error(
+        "the root {name} is the active one, so everything leads to it; let another sign first: \"outrigger-ca rotate prepare --root\", then \"outrigger-ca rotate activate\""
+    )]
+    RootActive {
+        /// The root.
+        name: String,
+    },
+    /// Nothing was ever signed under the root.
+    #[error(
+        "the root {name} is prepared and nothing leads to it; take it out of the bundle with \"outrigger-ca bundle set --replace\""
+    )]
+    RootUnused {
+        /// The root.
+        name: String,
+    },
+    /// A root that was not tainted first.
+    #[error(
+        "the root {name} is not tainted, so nobody was told to renew; run \"outrigger-ca rotate taint {name}\" first"
+    )]
+    NotTainted {
+        /// The root.
+        name: String,
+    },
+    /// An intermediate of another replica signs under the root.
+    #[error(
+        "the intermediate {intermediate} still signs under the root {root}; run \"outrigger-ca rotate prepare\" and \"outrigger-ca rotate activate\" on the replica that has it first"
+    )]
+    StillSigning {
+        /// The root.
+        root: String,
+        /// The intermediate.
+        intermediate: String,
+    },
+    /// The intermediate signs.
+    #[error(
+        "the intermediate {name} is the active one; let another sign first: \"outrigger-ca rotate prepare\", then \"outrigger-ca rotate activate\""
+    )]
+    IntermediateActive {
+        /// The intermediate.
+        name: String,
+    },
+    /// Certificates under it are in use.
+    #[error(
+        "{count} certificates under {name} are still good ({not_renewed} of them not renewed since), the last until {last}; wait until then, or end them now with --force"
+    )]
+    StillUsed {
+        /// The root or intermediate.
+        name: String,
+        /// How many.
+        count: u64,
+        /// How many have no successor.
+        not_renewed: u64,
+        /// When the last one ends.
+        last: String,
+    },
+    /// Nothing to do.
+    #[error("{name} is already {state}; see \"outrigger-ca rotate status\"")]
+    AlreadySo {
+        /// The root or intermediate.
+        name: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// A bundle that cannot be this trust domain's.
+    #[error("{path} cannot be taken into the bundle: {why}")]
+    Bundle {
+        /// The file.
+        path: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// No such serial in the log.
+    #[error("the issuance log has no certificate with the serial {serial}; look it up with \"outrigger-ca log list\"")]
+    NoCertificate {
+        /// What was given.
+        serial: String,
+    },
+    /// The serial of an authority.
+    #[error("{serial} is the serial of an authority; revoke it with \"outrigger-ca rotate revoke {name}\"")]
+    IsAuthority {
+        /// The serial.
+        serial: String,
+        /// The authority.
+        name: String,
+    },
+    /// The certificate is over.
+    #[error("the certificate {serial} expired at {at}, so nobody accepts it any more and there is nothing to revoke")]
+    Expired {
+        /// The serial.
+        serial: String,
+        /// Its `notAfter`.
+        at: String,
+    },
+    /// A record whose certificate no known authority signed.
+    #[error(
+        "no intermediate of the database has signed the certificate {serial} that the log holds; restore ca.db from a backup"
+    )]
+    UnknownIssuer {
+        /// The serial.
+        serial: String,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Store(Box<StoreError>),
     /// The wished lifetime cannot be given.
     #[error("a lifetime of {wished} is not possible; choose one from 1s to {max}")]
     Lifetime {

@@ -3,6 +3,10 @@
 use std::{fmt, str::FromStr};
 
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SigningKey};
+use x509_parser::{
+    oid_registry::{OID_EC_P256, OID_NIST_EC_P384, OID_SIG_ED25519},
+    prelude::{FromDer, SubjectPublicKeyInfo},
+};
 use zeroize::{Zeroize as _, Zeroizing};
 
 /// The kinds of key that a CA may have; the same that it accepts in requests.
@@ -28,6 +32,20 @@ impl FromStr for Algorithm {
 }
 
 impl Algorithm {
+    /// The kind of a subjectPublicKeyInfo; `None`: another than these.
+    pub(super) fn of_public_key(spki: &[u8]) -> Option<Self> {
+        let (_, spki) = SubjectPublicKeyInfo::from_der(spki).ok()?;
+        let algorithm = &spki.algorithm;
+        if algorithm.algorithm == OID_SIG_ED25519 {
+            return Some(Self::Ed25519);
+        }
+        match algorithm.parameters.as_ref()?.as_oid().ok()? {
+            curve if curve == OID_EC_P256 => Some(Self::P256),
+            curve if curve == OID_NIST_EC_P384 => Some(Self::P384),
+            _ => None,
+        }
+    }
+
     /// As on the command line.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,37 +1,55 @@
 //! The keys of one trust domain, and the only code that signs with them.
 //!
-//! A directory holds a root (kept for a later offline life) and an intermediate that signs everything. What a
-//! certificate looks like is in [`profile`]; how the directory comes to be is in [`ceremony`].
+//! Which roots and intermediates there are, and what each of them is at the moment, is in the database, as [`Members`]
+//! read it; their keys are files in the CA's folder ([`Directory`]). What a certificate looks like is in [`profile`], how
+//! the folder comes to be in [`ceremony`], how one authority follows another in [`rotation`].
 
+mod bundle;
 mod ceremony;
+mod crl;
+mod directory;
 mod error;
 mod files;
+mod import;
+mod keyring;
 mod keys;
+mod members;
 mod profile;
 mod request;
+mod retirement;
+mod revocation;
 mod rotation;
 mod sealed;
+mod status;
 mod subject;
+mod trusted;
+mod upkeep;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use rcgen::{Issuer, PublicKeyData};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::OffsetDateTime;
+#[cfg(test)]
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub use ceremony::{INTERMEDIATE_LIFETIME, InitDatabase, InitOptions, ROOT_LIFETIME, SharedRoot, init};
+pub use ceremony::{INTERMEDIATE_LIFETIME, InitOptions, ROOT_LIFETIME, SharedDatabase, SharedRoot, init};
+pub use crl::CRL_LIFETIME;
+pub use directory::Directory;
 pub use error::AuthorityError;
 pub use files::{OutputError, write_public, write_secret};
 pub use keys::{Algorithm, SecretKey};
+pub use members::{MIN_FINGERPRINT_LEN, Member, Members, fingerprint};
 pub use profile::random_bytes;
 pub use request::{MAX_CSR_LEN, RequestError, RequestedKey};
+pub use retirement::{Living, Retired, RevokeOptions};
+pub use revocation::{RevokeRequest, Revoked};
+pub use rotation::{NewRoot, PrepareOptions, Prepared};
 pub use sealed::{Password, is_encrypted};
+pub use status::{Status, StatusLine};
 pub use subject::{MAX_DNS_NAMES, ServerNameText, Subject, SubjectError};
+pub use trusted::SetOutcome;
+pub use upkeep::{Upkeep, upkeep};
 
 use outrigger_identity::TrustDomain;
 
@@ -61,18 +79,13 @@ pub(crate) struct Settings {
     /// URL of a shared database, without a password; `None` is [`DATABASE`] in the folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) database: Option<String>,
-    /// Name of the intermediate's two files without `.pem` and `-key.pem`; `None` is that of the first one.
+    /// Read from a CA of before the database knew of its intermediates: the name of the current one's two files
+    /// without `.pem` and `-key.pem`; `None` is that of the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) intermediate: Option<String>,
     /// The same of the next intermediate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) prepared: Option<String>,
-}
-
-impl Settings {
-    fn intermediate_file(&self, end: &str) -> String {
-        format!("{}{end}", self.intermediate.as_deref().unwrap_or("intermediate"))
-    }
 }
 
 /// A certificate that has been signed. It must not leave the process before its record is durable.
@@ -90,20 +103,11 @@ pub struct SignedCertificate {
     pub pem: String,
 }
 
-/// A CA's folder, without its keys: what it is and whom it may name.
-pub struct Directory {
-    dir: PathBuf,
-    settings: Settings,
-    root: CertificateFile,
-    intermediate: CertificateFile,
-    issuer_not_before: OffsetDateTime,
-    issuer_not_after: OffsetDateTime,
-}
-
 /// A CA with its intermediate's key: ready to sign until the intermediate expires.
 pub struct Authority {
     directory: Directory,
-    issuer: Issuer<'static, SecretKey>,
+    issuer: Arc<Issuer<'static, SecretKey>>,
+    opened_at: OffsetDateTime,
 }
 
 /// An authority is its directory and a key.
@@ -114,152 +118,31 @@ impl std::ops::Deref for Authority {
     }
 }
 
-impl Directory {
-    /// Reads a directory made by [`init`], and no key.
-    pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
-        let settings_path = dir.join(SETTINGS);
-        let text = match std::fs::read(&settings_path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(AuthorityError::Missing { dir: dir.display().to_string() });
-            }
-            Err(source) => return Err(files::error("read", &settings_path, source)),
-        };
-        let settings: Settings =
-            serde_json::from_slice(&text).map_err(|e| files::damaged(&settings_path, e.to_string()))?;
-        Self::with_settings(dir, settings)
-    }
-
-    fn with_settings(dir: &Path, settings: Settings) -> Result<Self, AuthorityError> {
-        let root = read_certificate(&dir.join(ROOT_CERT))?;
-        let path = dir.join(settings.intermediate_file(".pem"));
-        let intermediate = read_certificate(&path)?;
-        let (_, parsed) =
-            X509Certificate::from_der(&intermediate.der).map_err(|e| files::damaged(&path, e.to_string()))?;
-        let issuer_not_before = parsed.validity().not_before.to_datetime();
-        let issuer_not_after = parsed.validity().not_after.to_datetime();
-        Ok(Self { dir: dir.into(), settings, root, intermediate, issuer_not_before, issuer_not_after })
-    }
-
-    /// Reads the intermediate's key too, with the password if it is encrypted.
-    pub fn unlock(self, password: Option<&Password>) -> Result<Authority, AuthorityError> {
-        let key_path = self.intermediate_key_path();
-        let key = sealed::open(&key_path, password)?;
-        let (_, parsed) = X509Certificate::from_der(&self.intermediate.der)
-            .map_err(|e| files::damaged(&self.intermediate_path(), e.to_string()))?;
-        if key.subject_public_key_info() != parsed.public_key().raw {
-            let certificate = self.intermediate_path();
-            return Err(files::damaged(&key_path, format!("it is not the key of {}", certificate.display())));
-        }
-        let issuer = Issuer::from_ca_cert_der(&self.intermediate.der, key)?;
-        Ok(Authority { directory: self, issuer })
-    }
-
-    /// The trust domain that this CA speaks for.
-    pub fn trust_domain(&self) -> &TrustDomain {
-        &self.settings.trust_domain
-    }
-
-    /// DNS names and IP addresses of the enrolment server.
-    pub fn server_names(&self) -> &[String] {
-        &self.settings.names
-    }
-
-    /// The shared database of the settings, if there is one.
-    pub fn database_url(&self) -> Option<&str> {
-        self.settings.database.as_deref()
-    }
-
-    /// Where the issuance log is, unless it is in a shared database.
-    pub fn database_path(&self) -> PathBuf {
-        self.dir.join(DATABASE)
-    }
-
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Where the root's key is, unless it is kept elsewhere.
-    pub fn root_key_path(&self) -> PathBuf {
-        self.dir.join(ROOT_KEY)
-    }
-
-    fn intermediate_path(&self) -> PathBuf {
-        self.dir.join(self.settings.intermediate_file(".pem"))
-    }
-
-    /// Where the intermediate's key is.
-    pub fn intermediate_key_path(&self) -> PathBuf {
-        self.dir.join(self.settings.intermediate_file("-key.pem"))
-    }
-
-    /// The root, which is what verifiers trust.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root.der
-    }
-
-    /// The intermediate, which travels with every leaf.
-    pub fn intermediate(&self) -> &CertificateDer<'static> {
-        &self.intermediate.der
-    }
-
-    /// The intermediate as PEM.
-    pub fn intermediate_pem(&self) -> &str {
-        &self.intermediate.pem
-    }
-
-    /// The trust bundle as PEM.
-    pub fn bundle_pem(&self) -> &str {
-        &self.root.pem
-    }
-
-    /// The last second at which this CA can sign.
-    pub fn expires_at(&self) -> OffsetDateTime {
-        self.issuer_not_after
-    }
-
-    /// The share of the intermediate's lifetime that is left at `now`, 0.0 to 1.0.
-    pub fn lifetime_left(&self, now: OffsetDateTime) -> f64 {
-        let whole = (self.issuer_not_after - self.issuer_not_before).as_seconds_f64();
-        ((self.issuer_not_after - now).as_seconds_f64() / whole).clamp(0.0, 1.0)
-    }
-
-    /// Parses a workload's id and DNS names and checks that this CA may put them into a certificate.
-    pub fn subject(&self, id: &str, dns_names: &[String]) -> Result<Subject, AuthorityError> {
-        let subject = Subject::parse(id, dns_names)?;
-        self.check(&subject)?;
-        Ok(subject)
-    }
-
-    fn check(&self, subject: &Subject) -> Result<(), AuthorityError> {
-        if !subject.id.is_member_of(&self.settings.trust_domain) {
-            return Err(SubjectError::OtherTrustDomain {
-                id: subject.id.to_string(),
-                trust_domain: self.settings.trust_domain.to_string(),
-            }
-            .into());
-        }
-        // Whoever holds the CA's own name could stand between the CA and those who enrol.
-        match subject.dns_names.iter().find(|n| self.settings.names.contains(n)) {
-            Some(name) => Err(SubjectError::ReservedName(name.clone()).into()),
-            None => Ok(()),
-        }
-    }
-}
-
 impl Authority {
     /// Reads a directory made by [`init`] and its intermediate's key. The root's key is not read: nothing here needs it.
     pub fn open(dir: &Path, password: Option<&Password>) -> Result<Self, AuthorityError> {
         Directory::open(dir)?.unlock(password)
     }
 
+    /// The same CA as the database has it now: another intermediate if another was activated, whose key is then read with
+    /// the password.
+    pub fn with_members(&self, members: Members, password: Option<&Password>) -> Result<Self, AuthorityError> {
+        let directory = self.directory.with_members(members)?;
+        if directory.active().row.fingerprint == self.active().row.fingerprint {
+            return Ok(Self { directory, issuer: Arc::clone(&self.issuer), opened_at: self.opened_at });
+        }
+        directory.unlock(password)
+    }
+
+    /// The second since which this process signs with this intermediate.
+    pub(crate) fn opened_at(&self) -> OffsetDateTime {
+        self.opened_at
+    }
+
     /// Adds names for the enrolment server, for this process only.
     pub fn add_server_names(&mut self, names: impl IntoIterator<Item = ServerNameText>) {
         for name in names {
-            if !self.directory.settings.names.iter().any(|n| n == name.as_str()) {
-                self.directory.settings.names.push(name.into());
-            }
+            self.directory.add_server_name(name);
         }
     }
 
@@ -288,7 +171,7 @@ impl Authority {
         now: OffsetDateTime,
     ) -> Result<SignedCertificate, AuthorityError> {
         let window = self.window(ttl, now)?;
-        let params = profile::server(&self.settings.names, key, &window)?;
+        let params = profile::server(self.server_names(), key, &window)?;
         self.sign(params, key, window)
     }
 
@@ -297,11 +180,12 @@ impl Authority {
             let max = format!("{}d", MAX_TTL.as_secs() / 86_400);
             return Err(AuthorityError::Lifetime { wished: format!("{ttl:?}"), max });
         }
-        if now >= self.issuer_not_after {
-            return Err(AuthorityError::IssuerExpired { at: rfc3339(self.issuer_not_after) });
+        let end = self.expires_at();
+        if now >= end {
+            return Err(AuthorityError::IssuerExpired { at: rfc3339(end) });
         }
         let window = profile::Window::new(now, ttl.min(MAX_TTL))?;
-        Ok(profile::Window { not_after: window.not_after.min(self.issuer_not_after), ..window })
+        Ok(profile::Window { not_after: window.not_after.min(end), ..window })
     }
 
     fn sign(
@@ -310,7 +194,7 @@ impl Authority {
         key: &impl PublicKeyData,
         window: profile::Window,
     ) -> Result<SignedCertificate, AuthorityError> {
-        let certificate = params.signed_by(key, &self.issuer)?;
+        let certificate = params.signed_by(key, &*self.issuer)?;
         Ok(SignedCertificate {
             serial: hex(&window.serial),
             not_before: window.not_before,
@@ -321,16 +205,20 @@ impl Authority {
     }
 }
 
-/// A certificate and the text that it was read from.
+/// A certificate as it was read from a file.
 struct CertificateFile {
     der: CertificateDer<'static>,
-    pem: String,
 }
 
 fn read_certificate(path: &Path) -> Result<CertificateFile, AuthorityError> {
     let pem = std::fs::read_to_string(path).map_err(|e| files::error("read", path, e))?;
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| files::damaged(path, e.to_string()))?;
-    Ok(CertificateFile { der, pem })
+    Ok(CertificateFile { der })
+}
+
+/// As the database keeps times.
+fn whole_second(at: OffsetDateTime) -> OffsetDateTime {
+    at.replace_nanosecond(0).unwrap_or(at)
 }
 
 /// Lower-case hex without separators.

@@ -3,6 +3,7 @@
 use std::{error::Error, io};
 
 use outrigger_ca::{
+    admin::AdminError,
     attest::CreateError,
     authority::{AuthorityError, OutputError, RequestError, SubjectError},
     inspect::InspectError,
@@ -122,6 +123,27 @@ impl From<AuthorityError> for Failure {
             AuthorityError::RootExpired { .. } => (Kind::Refused, "root_expired"),
             AuthorityError::AlreadyPrepared { .. } => (Kind::Refused, "already_prepared"),
             AuthorityError::NothingPrepared => (Kind::NotFound, "nothing_prepared"),
+            AuthorityError::NothingActive => (Kind::Failed, "nothing_active"),
+            AuthorityError::RootPrepared { .. } => (Kind::Refused, "root_prepared"),
+            AuthorityError::NotPublished { .. } => (Kind::Refused, "not_published"),
+            AuthorityError::UnderRetiredRoot { .. } => (Kind::Refused, "under_retired_root"),
+            AuthorityError::Retired { .. } => (Kind::Failed, "retired"),
+            AuthorityError::ChangedMeanwhile => (Kind::Failed, "changed_meanwhile"),
+            AuthorityError::NoAuthority { .. } => (Kind::NotFound, "no_authority"),
+            AuthorityError::NotARoot { .. } => (Kind::Refused, "not_a_root"),
+            AuthorityError::RootActive { .. } => (Kind::Refused, "root_active"),
+            AuthorityError::RootUnused { .. } => (Kind::Refused, "root_unused"),
+            AuthorityError::NotTainted { .. } => (Kind::Refused, "not_tainted"),
+            AuthorityError::StillSigning { .. } => (Kind::Refused, "still_signing"),
+            AuthorityError::IntermediateActive { .. } => (Kind::Refused, "intermediate_active"),
+            AuthorityError::StillUsed { .. } => (Kind::Refused, "still_used"),
+            AuthorityError::AlreadySo { .. } => (Kind::Refused, "already_so"),
+            AuthorityError::Bundle { .. } => (Kind::Refused, "bundle"),
+            AuthorityError::NoCertificate { .. } => (Kind::NotFound, "no_certificate"),
+            AuthorityError::IsAuthority { .. } => (Kind::Refused, "is_authority"),
+            AuthorityError::Expired { .. } => (Kind::Refused, "expired"),
+            AuthorityError::UnknownIssuer { .. } => (Kind::Failed, "unknown_issuer"),
+            AuthorityError::Store(error) => (Kind::Failed, store_code(error)),
             AuthorityError::Crypto(_) | AuthorityError::Signing(_) => (Kind::Failed, "signing"),
             AuthorityError::Random => (Kind::Failed, "random"),
         };
@@ -131,20 +153,27 @@ impl From<AuthorityError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let code = match &error {
-            StoreError::Sqlite(_) | StoreError::NoWal(_) | StoreError::Postgres { .. } => "database",
-            StoreError::Unknown(_) => "database_unknown",
-            StoreError::Url(..) => return Self::of(Kind::Usage, "database_url", &error),
-            StoreError::Tls(_) => "database_tls",
-            StoreError::NoCa(_) => return Self::of(Kind::NotFound, "database_empty", &error),
-            StoreError::Taken { .. } => return Self::of(Kind::Refused, "database_taken", &error),
-            StoreError::OtherTrustDomain { .. } => {
-                return Self::of(Kind::Refused, "database_trust_domain", &error);
-            }
-            StoreError::Newer { .. } => "database_newer",
-            StoreError::Damaged(_) => "database_damaged",
+        let kind = match &error {
+            StoreError::Url(..) => Kind::Usage,
+            StoreError::NoCa(_) => Kind::NotFound,
+            StoreError::Taken { .. } | StoreError::OtherTrustDomain { .. } => Kind::Refused,
+            _ => Kind::Failed,
         };
-        Self::of(Kind::Failed, code, &error)
+        Self::of(kind, store_code(&error), &error)
+    }
+}
+
+fn store_code(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Sqlite(_) | StoreError::NoWal(_) | StoreError::Postgres { .. } => "database",
+        StoreError::Unknown(_) => "database_unknown",
+        StoreError::Url(..) => "database_url",
+        StoreError::Tls(_) => "database_tls",
+        StoreError::NoCa(_) => "database_empty",
+        StoreError::Taken { .. } => "database_taken",
+        StoreError::OtherTrustDomain { .. } => "database_trust_domain",
+        StoreError::Newer { .. } => "database_newer",
+        StoreError::Damaged(_) => "database_damaged",
     }
 }
 
@@ -154,6 +183,8 @@ impl From<ChainFault> for Failure {
             ChainFault::Store(error) => return error.into(),
             ChainFault::Broken { .. } => "log_broken",
             ChainFault::Cut { .. } => "log_cut",
+            ChainFault::RevocationBroken { .. } => "revocations_broken",
+            ChainFault::RevocationCut { .. } => "revocations_cut",
             ChainFault::HeadMissing(_) => "log_head_missing",
         };
         Self::of(Kind::Verdict, code, &error)
@@ -179,6 +210,29 @@ impl From<IssueError> for Failure {
     }
 }
 
+impl From<AdminError> for Failure {
+    fn from(error: AdminError) -> Self {
+        match &error {
+            AdminError::Connect { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Self::of(Kind::NotFound, "no_socket", &error)
+            }
+            AdminError::Connect { .. } | AdminError::Answer { .. } => Self::of(Kind::Failed, "admin_socket", &error),
+            AdminError::Refused(fault) => {
+                let (kind, code) = match fault.code.as_str() {
+                    "peer" => (Kind::Refused, "peer"),
+                    "subject" => (Kind::Refused, "subject"),
+                    "lifetime" => (Kind::Refused, "lifetime"),
+                    "request" => (Kind::Refused, "request"),
+                    "issuer_expired" => (Kind::Refused, "issuer_expired"),
+                    "database" => (Kind::Failed, "database"),
+                    _ => (Kind::Failed, "admin_socket"),
+                };
+                Self::of(kind, code, &error)
+            }
+        }
+    }
+}
+
 impl From<SubjectError> for Failure {
     fn from(error: SubjectError) -> Self {
         AuthorityError::from(error).into()
@@ -198,7 +252,8 @@ impl From<InspectError> for Failure {
                 (Kind::NotFound, "no_file")
             }
             InspectError::File { .. } => (Kind::Failed, "file"),
-            InspectError::NotCertificates { .. } => (Kind::Failed, "not_certificates"),
+            InspectError::NotCrls { .. } => (Kind::Failed, "not_crls"),
+            InspectError::NotCertificates { .. } | InspectError::TooLong { .. } => (Kind::Failed, "not_certificates"),
             InspectError::Peer { .. } => (Kind::Failed, "peer"),
         };
         Self::of(kind, code, &error)
@@ -215,6 +270,7 @@ impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
         let code = match &error {
             ServeError::Listen { .. } => "listen",
+            ServeError::AdminSocket { .. } => "admin_socket",
             ServeError::System(..) => "system",
             ServeError::OwnCertificate(_) | ServeError::OwnKey(_) => "own_certificate",
             ServeError::Tls(_) => "tls",

@@ -5,7 +5,8 @@ use std::{
 
 use outrigger_ca::{
     authority::{
-        Algorithm, Directory, InitDatabase, InitOptions, Password, ServerNameText, SharedRoot, init as make_ca, rfc3339,
+        Algorithm, Directory, InitOptions, Password, ServerNameText, SharedDatabase, SharedRoot, init as make_ca,
+        rfc3339,
     },
     store::{Claim, DATABASE_ENV, Database, Location, PostgresUrl},
 };
@@ -37,10 +38,13 @@ pub(crate) fn init(dir: &Path, wish: Init, output: Output) -> Outcome {
         );
         return Err(Failure::new(Kind::Usage, "database_password", message));
     }
-    let location = match &wish.database {
-        Some(url) => Location::Postgres(url.clone()),
-        None => Location::choose(None, &dir.join("ca.db"))?,
-    };
+    let location = Location::choose(setting, &dir.join("ca.db"))?;
+    if let (Some(url), Location::Postgres(chosen)) = (&setting, &location)
+        && *url != chosen.as_given()
+    {
+        let message = format!("{DATABASE_ENV} names another database than --database; give one of them");
+        return Err(Failure::new(Kind::Usage, "database_conflict", message));
+    }
     let (shared, replica) = (matches!(location, Location::Postgres(_)), wish.shared_root.is_some());
     if replica && !shared {
         let message =
@@ -49,8 +53,13 @@ pub(crate) fn init(dir: &Path, wish: Init, output: Output) -> Outcome {
     }
     // Before anything is made: whether the database is there, and whose it is.
     let claim = if replica { Claim::Existing } else { Claim::New };
-    let database = if shared { Some(Database::at(&location, &wish.trust_domain, claim)?) } else { None };
-    let setting = setting.map(str::to_owned);
+    let database = match &location {
+        Location::File(_) => None,
+        Location::Postgres(_) => {
+            let database = Database::at(&location, &wish.trust_domain, claim)?;
+            Some(SharedDatabase { database, url: setting.map(str::to_owned) })
+        }
+    };
     let encrypted = wish.password.is_some();
     let offline_root = wish.offline_root.clone();
     let options = InitOptions {
@@ -63,16 +72,10 @@ pub(crate) fn init(dir: &Path, wish: Init, output: Output) -> Outcome {
         password: wish.password,
         offline_root: wish.offline_root,
         shared_root: wish.shared_root,
-        database: if shared { InitDatabase::Shared(setting) } else { InitDatabase::File },
+        database,
     };
     let aside = make_ca(dir, options, OffsetDateTime::now_utc())?;
     let directory = Directory::open(dir)?;
-    match database {
-        Some(mut database) if !replica => database.take(directory.trust_domain())?,
-        Some(_) => {}
-        // Makes the schema, so that the first enrolment does not have to.
-        None => drop(Database::of(&directory)?),
-    }
     let mut lines = Vec::new();
     if let Some(aside) = &aside {
         lines.push(format!("moved the CA that was there to {}", aside.display()));

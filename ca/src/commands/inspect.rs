@@ -60,15 +60,19 @@ pub(crate) struct Verify {
     pub(crate) bundle: Option<PathBuf>,
     pub(crate) dir: Option<PathBuf>,
     pub(crate) trust_domain: Option<TrustDomain>,
+    pub(crate) crl: Option<PathBuf>,
 }
 
 pub(crate) fn verify(wish: Verify, output: Output) -> Outcome {
-    let mut expect = Expectation { roots: None, trust_domain: wish.trust_domain };
+    let mut expect = Expectation { trust_domain: wish.trust_domain, ..Expectation::default() };
+    if let Some(path) = &wish.crl {
+        expect.crls = inspect::read_crls(path)?;
+    }
     if let Some(path) = &wish.bundle {
         expect.roots = Some(inspect::read_certificates(path)?);
     } else if let Some(dir) = &wish.dir {
         let directory = Directory::open(dir)?;
-        expect.roots = Some(vec![directory.root().clone()]);
+        expect.roots = Some(directory.members().roots().map(|root| root.der.clone()).collect());
         expect.trust_domain.get_or_insert_with(|| directory.trust_domain().clone());
     }
     let presented = inspect::load(&wish.target)?;

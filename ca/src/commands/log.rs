@@ -6,7 +6,7 @@ use std::{
 
 use outrigger_ca::{
     authority::{Directory, rfc3339},
-    store::{ChainHash, Database, LogRecord},
+    store::{ChainFault, ChainHash, Database, LogRecord},
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -49,8 +49,12 @@ fn write(out: &mut impl Write, record: &LogRecord, json: bool) -> io::Result<()>
 pub(crate) fn verify(dir: &Path, head: Option<ChainHash>, output: Output) -> Outcome {
     let directory = Directory::open(dir)?;
     let mut database = Database::of(&directory)?;
-    let report = database.snapshot(|tx| tx.verify_chain(head))?;
+    let (report, (revocations, revocations_head)) =
+        database.snapshot::<_, ChainFault>(|tx| Ok((tx.verify_chain(head)?, tx.verify_revocations()?)))?;
     let mut lines = vec![format!("{} records, each of them proved", report.records)];
+    if revocations > 0 {
+        lines.push(format!("{revocations} revocations, each of them proved; their head is {revocations_head}"));
+    }
     if let Some((seq, hash)) = report.anchor {
         lines.push(format!("records up to number {seq} were pruned; the chain begins at {hash}"));
     }
@@ -60,6 +64,8 @@ pub(crate) fn verify(dir: &Path, head: Option<ChainHash>, output: Output) -> Out
     lines.push(format!("its head is {}; keep it elsewhere to prove later that nothing was cut", report.head));
     let value = json!({
         "records": report.records,
+        "revocations": revocations,
+        "revocations_head": revocations_head.to_string(),
         "last_seq": report.last_seq,
         "head": report.head.to_string(),
         "anchor": report.anchor.map(|(seq, hash)| json!({ "seq": seq, "hash": hash.to_string() })),

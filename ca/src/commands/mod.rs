@@ -1,5 +1,6 @@
 //! What each command does. Reading and writing for people and programs; the work is in the library.
 
+mod attestation;
 mod bundle;
 mod check;
 mod failure;
@@ -7,32 +8,50 @@ mod init;
 mod inspect;
 mod issue;
 mod log;
+mod revoke;
 mod rotate;
 mod serve;
 mod sign;
+mod status;
 mod token;
 
 use std::{
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-pub(crate) use bundle::show as bundle_show;
+pub(crate) use bundle::{Format, export as bundle_export, set as bundle_set, show as bundle_show};
 pub(crate) use check::check;
 pub(crate) use failure::{EXIT_STATUSES, Failure, Kind};
 pub(crate) use init::{Init, init};
 pub(crate) use inspect::{Verify, inspect, verify};
 pub(crate) use issue::{Issue, issue};
 pub(crate) use log::{list as log_list, prune as log_prune, verify as log_verify};
-use outrigger_ca::authority::{MAX_TTL, PASSWORD_ENV, Password};
-pub(crate) use rotate::{Prepare, activate as rotate_activate, prepare as rotate_prepare, status as rotate_status};
+use outrigger_ca::{
+    admin::AdminSocket,
+    authority::{MAX_TTL, PASSWORD_ENV, Password},
+};
+pub(crate) use revoke::{Which, revoke, unblock};
+pub(crate) use rotate::{
+    Prepare, RevokeAuthority, activate as rotate_activate, prepare as rotate_prepare, revoke as rotate_revoke,
+    status as rotate_status, taint as rotate_taint,
+};
 pub(crate) use serve::{Serve, serve};
 pub(crate) use sign::{Sign, sign};
+pub(crate) use status::status;
 pub(crate) use token::{Revoke, create as token_create, list as token_list, revoke as token_revoke};
 
 /// A hundred years: more is a slip of the keyboard.
 const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+
+/// Which CA is meant.
+pub(crate) enum Ca {
+    /// The one in this folder, with its keys.
+    Folder(PathBuf),
+    /// One that runs.
+    Running(AdminSocket),
+}
 
 pub(crate) type Outcome = Result<(), Failure>;
 
@@ -111,6 +130,15 @@ pub(crate) fn ca_lifetime(text: &str) -> Result<Duration, String> {
         return Err(format!("{text} is out of range; choose from 1m to {}d", LONGEST.as_secs() / 86_400));
     }
     Ok(lifetime)
+}
+
+/// How often verifiers look for a new bundle: what a sidecar will do.
+pub(crate) fn refresh_hint(text: &str) -> Result<Duration, String> {
+    let hint = span(text)?;
+    if hint < Duration::from_secs(5) || hint > Duration::from_secs(3600) {
+        return Err(format!("{text} is out of range; choose from 5s to 1h"));
+    }
+    Ok(hint)
 }
 
 /// How long ago: up to a hundred years.

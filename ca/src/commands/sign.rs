@@ -6,6 +6,7 @@ use std::{
 };
 
 use outrigger_ca::{
+    admin::{CertificateMade, CertificateWish},
     authority::{Authority, MAX_CSR_LEN, Password, RequestedKey, rfc3339, write_public},
     issue,
     store::Database,
@@ -13,7 +14,7 @@ use outrigger_ca::{
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{Failure, Kind, Outcome, Output};
+use super::{Ca, Failure, Kind, Outcome, Output};
 
 pub(crate) struct Sign<'a> {
     pub(crate) csr: &'a Path,
@@ -25,35 +26,54 @@ pub(crate) struct Sign<'a> {
     pub(crate) password: Option<&'a Password>,
 }
 
-pub(crate) fn sign(dir: &Path, wish: &Sign<'_>, output: Output) -> Outcome {
-    let key = RequestedKey::from_csr_pem(&read(wish.csr)?)?;
+pub(crate) fn sign(ca: &Ca, wish: &Sign<'_>, output: Output) -> Outcome {
+    let csr = read(wish.csr)?;
+    let key = RequestedKey::from_csr_pem(&csr)?;
     if let Some(out) = wish.out {
         super::refuse_to_overwrite(out, wish.force)?;
     }
-    let authority = Authority::open(dir, wish.password)?;
-    let subject = authority.subject(wish.id, wish.dns)?;
-    let mut database = Database::of(&authority)?;
-    let now = OffsetDateTime::now_utc();
-    let issued = database.transaction(|tx| issue::for_operator(tx, &authority, &subject, &key, wish.ttl, now))?;
-    let certificate = issued.certificate;
-    let chain = format!("{}{}", certificate.pem, authority.intermediate_pem());
-    let until = rfc3339(certificate.not_after);
+    let made = match ca {
+        Ca::Folder(dir) => sign_in(dir, wish, &key)?,
+        Ca::Running(socket) => socket.issue(&CertificateWish {
+            csr,
+            id: wish.id.to_owned(),
+            dns: wish.dns.to_vec(),
+            ttl_seconds: wish.ttl.as_secs(),
+        })?,
+    };
     let line = match wish.out {
         Some(out) => {
-            write_public(out, &chain)?;
-            format!("signed {} into {}, serial {}, until {until}", wish.id, out.display(), certificate.serial)
+            write_public(out, &made.chain)?;
+            format!("signed {} into {}, serial {}, until {}", wish.id, out.display(), made.serial, made.not_after)
         }
-        None => chain.trim_end().to_owned(),
+        None => made.chain.trim_end().to_owned(),
     };
     let value = json!({
         "id": wish.id,
-        "dns": wish.dns,
-        "serial": certificate.serial,
-        "not_after": until,
+        "dns": made.dns,
+        "serial": made.serial,
+        "not_after": made.not_after,
         "out": wish.out,
-        "chain": chain,
+        "chain": made.chain,
     });
     output.result(&[line], &value)
+}
+
+fn sign_in(dir: &Path, wish: &Sign<'_>, key: &RequestedKey) -> Result<CertificateMade, Failure> {
+    let authority = Authority::open(dir, wish.password)?;
+    let subject = authority.subject(wish.id, wish.dns)?;
+    let dns = subject.dns_names.clone();
+    let mut database = Database::of(&authority)?;
+    let now = OffsetDateTime::now_utc();
+    let issued =
+        database.transaction(|tx| issue::for_operator(tx, &authority, &subject, key, wish.ttl, now, None))?.certificate;
+    Ok(CertificateMade {
+        chain: format!("{}{}", issued.pem, authority.intermediate_pem()),
+        bundle: authority.bundle_pem().to_owned(),
+        serial: issued.serial,
+        dns,
+        not_after: rfc3339(issued.not_after),
+    })
 }
 
 /// Reads a request from a file, or from stdin if it is `-`. One byte more than the limit, which the parser then names.

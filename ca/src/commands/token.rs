@@ -1,15 +1,16 @@
 use std::{path::Path, time::Duration};
 
 use outrigger_ca::{
+    admin::{TokenMade, TokenWish},
     attest::{TokenHash, create_token},
     authority::{Directory, hex, rfc3339},
-    store::{Database, MIN_REF_LEN, TokenRow, TokenState, Transaction},
+    store::{Database, MIN_REF_LEN, StoreError, TokenRow, TokenState, Transaction},
 };
 use outrigger_identity::SpiffeId;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{Failure, Kind, Outcome, Output};
+use super::{Ca, Failure, Kind, Outcome, Output};
 
 /// Hex digits of a token's hash that `token list` shows to people.
 const SHOWN: usize = 16;
@@ -22,20 +23,29 @@ pub(crate) enum Revoke<'a> {
     Id(&'a SpiffeId),
 }
 
-pub(crate) fn create(dir: &Path, id: &str, dns: &[String], ttl: Duration, output: Output) -> Outcome {
+pub(crate) fn create(ca: &Ca, id: &str, dns: &[String], ttl: Duration, output: Output) -> Outcome {
+    let made = match ca {
+        Ca::Folder(dir) => create_in(dir, id, dns, ttl)?,
+        Ca::Running(socket) => {
+            socket.create_token(&TokenWish { id: id.to_owned(), dns: dns.to_vec(), ttl_seconds: ttl.as_secs() })?
+        }
+    };
+    output.result(std::slice::from_ref(&made.token), &json!(made))
+}
+
+fn create_in(dir: &Path, id: &str, dns: &[String], ttl: Duration) -> Result<TokenMade, Failure> {
     let directory = Directory::open(dir)?;
     let subject = directory.subject(id, dns)?;
     let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
     let token = create_token(&mut database, &subject, ttl, now)?;
-    let value = json!({
-        "token": token.as_str(),
-        "ref": TokenHash::of(token.as_str()).to_hex(),
-        "id": id,
-        "dns": subject.dns_names,
-        "expires_at": rfc3339(now + ttl),
-    });
-    output.result(&[token.as_str().to_owned()], &value)
+    Ok(TokenMade {
+        reference: TokenHash::of(token.as_str()).to_hex(),
+        token: token.as_str().to_owned(),
+        id: id.to_owned(),
+        dns: subject.dns_names,
+        expires_at: rfc3339(now + ttl),
+    })
 }
 
 pub(crate) fn list(dir: &Path, output: Output) -> Outcome {
@@ -67,29 +77,11 @@ pub(crate) fn revoke(dir: &Path, which: &Revoke<'_>, output: Output) -> Outcome 
 }
 
 fn revoke_one(tx: &mut Transaction<'_>, digits: &str, now: OffsetDateTime) -> Result<([u8; 32], TokenRow), Failure> {
-    let digits = digits.to_ascii_lowercase();
-    if digits.len() < MIN_REF_LEN || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        let message = format!(
-            "\"{digits}\" does not name a token; give at least {MIN_REF_LEN} hex digits from the first column of \"outrigger-ca token list\""
-        );
-        return Err(Failure::new(Kind::Usage, "token_ref", message));
-    }
-    let mut found = tx.tokens_by_ref(&digits)?;
-    let (hash, token) = match (found.pop(), found.len()) {
-        (Some(one), 0) => one,
-        (None, _) => {
-            let message = format!("no token begins with {digits}; look it up with \"outrigger-ca token list\"");
-            return Err(Failure::new(Kind::NotFound, "no_token", message));
-        }
-        (Some(_), others) => {
-            let message = format!("{} tokens begin with {digits}; give more digits", others + 1);
-            return Err(Failure::new(Kind::Refused, "token_ref", message));
-        }
-    };
+    let (hash, token) = find_token(digits, |digits| tx.tokens_by_ref(digits))?;
     if !tx.revoke_token(&hash, now)? {
         let message = match token.state(now) {
             TokenState::Used(at) => format!(
-                "the token of {} was already used at {}, so there is nothing to revoke; see what was issued for it with \"outrigger-ca log list\"",
+                "the token of {} was already used at {}, so there is nothing to revoke; see what was issued for it with \"outrigger-ca log list\", and take that back with \"outrigger-ca revoke --token\"",
                 token.id,
                 rfc3339(at)
             ),
@@ -99,6 +91,32 @@ fn revoke_one(tx: &mut Transaction<'_>, digits: &str, now: OffsetDateTime) -> Re
         return Err(Failure::new(Kind::Refused, "token_spent", message));
     }
     Ok((hash, token))
+}
+
+/// The one token that these hex digits name.
+pub(super) fn find_token(
+    digits: &str,
+    look_up: impl FnOnce(&str) -> Result<Vec<([u8; 32], TokenRow)>, StoreError>,
+) -> Result<([u8; 32], TokenRow), Failure> {
+    let digits = digits.to_ascii_lowercase();
+    if digits.len() < MIN_REF_LEN || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let message = format!(
+            "\"{digits}\" does not name a token; give at least {MIN_REF_LEN} hex digits from the first column of \"outrigger-ca token list\""
+        );
+        return Err(Failure::new(Kind::Usage, "token_ref", message));
+    }
+    let mut found = look_up(&digits)?;
+    match (found.pop(), found.len()) {
+        (Some(one), 0) => Ok(one),
+        (None, _) => {
+            let message = format!("no token begins with {digits}; look it up with \"outrigger-ca token list\"");
+            Err(Failure::new(Kind::NotFound, "no_token", message))
+        }
+        (Some(_), others) => {
+            let message = format!("{} tokens begin with {digits}; give more digits", others + 1);
+            Err(Failure::new(Kind::Refused, "token_ref", message))
+        }
+    }
 }
 
 fn line(hash: &[u8; 32], token: &TokenRow, now: OffsetDateTime) -> String {

@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
 
 pub use describe::{CertificateText, describe};
 pub use rules::{Expectation, Finding, Verdict, judge};
@@ -38,6 +38,20 @@ pub enum InspectError {
         path: String,
         /// What is wrong.
         why: String,
+    },
+    /// The file holds something else than revocation lists.
+    #[error("{path} holds no revocation lists: {why}; give a file of X509 CRL in PEM or DER")]
+    NotCrls {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The file is too long to be one of ours.
+    #[error("{path} is longer than {MAX_FILE} bytes; give a file of certificates in PEM or DER")]
+    TooLong {
+        /// The file.
+        path: String,
     },
     /// The server could not be reached, or ended the handshake before its certificate.
     #[error("{address} showed no certificate: {why}; check that a TLS server listens there")]
@@ -75,14 +89,36 @@ fn is_address(text: &str) -> bool {
 
 /// Reads every certificate of a PEM file, or the one of a DER file.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, InspectError> {
-    let shown = || path.display().to_string();
-    let fail = |source| InspectError::File { path: shown(), source };
-    let bad = |why: String| InspectError::NotCertificates { path: shown(), why };
+    certificates_in(path, read_file(path)?)
+}
+
+/// Reads every revocation list of a PEM file, or the one of a DER file.
+pub fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, InspectError> {
+    let bytes = read_file(path)?;
+    let bad = |why: String| InspectError::NotCrls { path: path.display().to_string(), why };
+    if bytes.first() == Some(&0x30) {
+        return Ok(vec![CertificateRevocationListDer::from(bytes)]);
+    }
+    let lists = CertificateRevocationListDer::pem_slice_iter(&bytes)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| bad(e.to_string()))?;
+    if lists.is_empty() { Err(bad("no PEM block of it is an X509 CRL".into())) } else { Ok(lists) }
+}
+
+/// Reads a file of at most [`MAX_FILE`] bytes.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, InspectError> {
+    let fail = |source| InspectError::File { path: path.display().to_string(), source };
     let mut bytes = Vec::new();
     File::open(path).map_err(fail)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(fail)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(bad(format!("it is longer than {MAX_FILE} bytes")));
+        return Err(InspectError::TooLong { path: path.display().to_string() });
     }
+    Ok(bytes)
+}
+
+/// The certificates that a file of PEM or DER holds.
+pub(crate) fn certificates_in(path: &Path, bytes: Vec<u8>) -> Result<Vec<CertificateDer<'static>>, InspectError> {
+    let bad = |why: String| InspectError::NotCertificates { path: path.display().to_string(), why };
     // A DER certificate is a SEQUENCE; PEM is text.
     if bytes.first() == Some(&0x30) {
         return Ok(vec![CertificateDer::from(bytes)]);

@@ -3,18 +3,34 @@
 
 use rustls::{
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, UnixTime},
+    pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime},
 };
 use time::OffsetDateTime;
-use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
+use webpki::{
+    BorrowedCertRevocationList, CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage,
+    RevocationOptionsBuilder, VerifiedPath, anchor_from_trusted_cert,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Whether a path good at `now` leads from the leaf to one of the roots, both for a server and for a client; if not, why.
 pub(super) fn find(
     chain: &[CertificateDer<'_>],
     roots: &[CertificateDer<'static>],
+    crls: &[CertificateRevocationListDer<'static>],
     now: OffsetDateTime,
 ) -> Result<(), String> {
+    let lists: Vec<CertRevocationList<'_>> = crls
+        .iter()
+        .map(|der| BorrowedCertRevocationList::from_der(der).map(Into::into))
+        .collect::<Result<_, _>>()
+        .map_err(|e| format!("a revocation list cannot be read: {e}"))?;
+    let lists: Vec<_> = lists.iter().collect();
+    // Every certificate of the path, by lists that are not out of date; an issuer without one is an error.
+    let revocation = match RevocationOptionsBuilder::new(&lists) {
+        Ok(options) => Some(options.with_expiration_policy(ExpirationPolicy::Enforce).build()),
+        // Without lists nothing is asked.
+        Err(_) => None,
+    };
     let (leaf, intermediates) = chain.split_first().ok_or("there is no certificate")?;
     let anchors: Vec<_> = roots
         .iter()
@@ -32,7 +48,7 @@ pub(super) fn find(
                 intermediates,
                 time,
                 purpose,
-                None,
+                revocation,
                 Some(&check),
             )
             .map_err(|error| words(&error, name))?;
@@ -78,6 +94,10 @@ fn words(error: &webpki::Error, purpose: &str) -> String {
         E::InvalidSignatureForPublicKey => "a signature of the path is wrong".to_owned(),
         E::EndEntityUsedAsCa => "an issuer of the path may not sign certificates".to_owned(),
         E::CaUsedAsEndEntity => "it is a CA's certificate".to_owned(),
+        E::CertRevoked => "a certificate of the path is revoked".to_owned(),
+        E::UnknownRevocationStatus => "an issuer of the path has no revocation list in the file".to_owned(),
+        E::CrlExpired { .. } => "a revocation list is out of date; fetch it anew".to_owned(),
+        E::InvalidCrlSignatureForPublicKey => "a revocation list is not signed by the issuer that it names".to_owned(),
         E::PathLenConstraintViolated => "an issuer of the path may not have issuers below it".to_owned(),
         E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => {
             format!("a certificate of the path is not meant for a TLS {purpose}")

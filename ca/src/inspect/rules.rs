@@ -1,6 +1,6 @@
 //! One verdict for each rule of the SPIFFE X509-SVID standard, and of RFC 5280 where that is what it rests on.
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -52,6 +52,8 @@ pub struct Expectation {
     pub roots: Option<Vec<CertificateDer<'static>>>,
     /// The trust domain that the id must belong to. `None`: the one that the roots name, if they do.
     pub trust_domain: Option<TrustDomain>,
+    /// The revocation lists of the path's issuers. Empty: revocation is not looked at.
+    pub crls: Vec<CertificateRevocationListDer<'static>>,
 }
 
 /// Judges a chain at `now`. It is good if every verdict is [`Verdict::Pass`].
@@ -81,7 +83,7 @@ pub fn judge(presented: &Presented, expect: &Expectation, now: OffsetDateTime) -
     }
     match &expect.roots {
         Some(roots) => {
-            let found = path::find(&presented.chain, roots, now);
+            let found = path::find(&presented.chain, roots, &expect.crls, now);
             judge.require("path", "X509-SVID section 5.1, RFC 5280 section 6", found, |()| {
                 "leads to a root of the bundle, for servers and for clients".into()
             });

@@ -1,6 +1,10 @@
 //! `CreateCertificate`: reads the request, asks [`issue`] and words the answer.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use outrigger_identity::proto::{
     IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
@@ -9,11 +13,17 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
+use super::{
+    Live,
+    metrics::{Metrics, Outcome, UNKNOWN},
+    refusal::Refused,
+};
 use crate::{
-    attest::{Evidence, Refusal},
-    authority::{Authority, AuthorityError, DEFAULT_TTL, RequestedKey, rfc3339},
-    issue::{self, IssueError, Issued},
-    store::Store,
+    attest::{Attestation, Credential, Refusal},
+    authority::{Authority, DEFAULT_TTL, RequestedKey, rfc3339},
+    issue::{self, Issued},
+    limits::{Exceeded, Rates, Source},
+    store::{Store, Transaction},
 };
 
 /// What the TLS layer knows of the caller; put into each request's extensions by the connection.
@@ -26,43 +36,106 @@ pub struct PeerCertificate {
 }
 
 #[derive(Clone)]
-pub(super) struct Enrolment {
-    authority: Arc<Authority>,
+pub(super) struct Enrolment(Arc<Inner>);
+
+struct Inner {
+    live: Arc<Live>,
     store: Store,
+    attestation: Attestation,
+    rates: Arc<Rates>,
+    metrics: Arc<Metrics>,
 }
 
 impl Enrolment {
-    pub(super) fn new(authority: Arc<Authority>, store: Store) -> Self {
-        Self { authority, store }
+    pub(super) fn new(
+        live: Arc<Live>,
+        store: Store,
+        attestation: Attestation,
+        rates: Rates,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self(Arc::new(Inner { live, store, attestation, rates: Arc::new(rates), metrics }))
+    }
+}
+
+impl Inner {
+    /// Counts what [`Self::judge`] says, and charges failures.
+    async fn enrol(&self, request: Request<IstioCertificateRequest>) -> Result<(Issued, Arc<Authority>), Status> {
+        let began = Instant::now();
+        let peer = request.extensions().get::<PeerCertificate>().cloned();
+        let peer = peer.ok_or_else(|| Status::internal("the connection was not described"))?;
+        let (address, source) = (peer.address, Source::from(peer.address.ip()));
+        // The handshake has proved more of this caller than its address, so its neighbours' failures do not hold it up.
+        let by_address = peer.certificate.is_none() || request.metadata().contains_key("authorization");
+        let mut credential = UNKNOWN;
+        let judged = match self.rates.may_try(source) {
+            Err(wait) if by_address => Err(Refused::too_many(Exceeded::Failures, wait)),
+            _ => self.judge(peer, request, &mut credential).await,
+        };
+        match judged {
+            Ok((issued, signer)) => {
+                self.metrics.request(credential, Outcome::Issued, began.elapsed());
+                let certificate = &issued.certificate;
+                tracing::info!(
+                    peer = %address,
+                    id = issued.id.as_ref().map(|id| id.as_str()),
+                    serial = certificate.serial,
+                    credential = issued.credential.as_str(),
+                    not_after = rfc3339(certificate.not_after),
+                    "certificate issued"
+                );
+                Ok((issued, signer))
+            }
+            Err(refused) => {
+                if refused.is_callers_fault() {
+                    self.rates.failed(source);
+                }
+                if let Some(limit) = refused.limit {
+                    self.metrics.limited(limit);
+                }
+                self.metrics.request(credential, refused.outcome, began.elapsed());
+                let status = refused.status;
+                tracing::warn!(peer = %address, code = ?status.code(), reason = status.message(), "request refused");
+                Err(status)
+            }
+        }
     }
 
-    async fn enrol(
+    async fn judge(
         &self,
         peer: PeerCertificate,
-        authorization: Option<String>,
-        request: IstioCertificateRequest,
-    ) -> Result<Issued, Status> {
-        let evidence = Evidence::of(authorization.as_deref(), peer.certificate)
-            .map_err(|e| Status::unauthenticated(e.to_string()))?;
-        // The token is hashed; the text is not needed any more.
-        drop(authorization);
-        let key = RequestedKey::from_csr_pem(&request.csr).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        request: Request<IstioCertificateRequest>,
+        credential: &mut &'static str,
+    ) -> Result<(Issued, Arc<Authority>), Refused> {
+        let authorization = match request.metadata().get("authorization").map(|value| value.to_str()) {
+            Some(Ok(text)) => Some(text),
+            Some(Err(_)) => return Err(Refusal::NotBearer.into()),
+            None => None,
+        };
+        let shown = Credential::of(authorization, peer.certificate)?;
+        *credential = shown.as_str();
+        let request = request.into_inner();
+        let key = RequestedKey::from_csr_pem(&request.csr)?;
         let ttl = match u64::try_from(request.validity_duration) {
             Ok(0) => DEFAULT_TTL,
             Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => {
-                return Err(Status::invalid_argument(
-                    "validity_duration is negative; send seconds, or 0 for the default",
-                ));
-            }
+            Err(_) => return Err(Refused::negative_validity()),
         };
-        let authority = Arc::clone(&self.authority);
+        let evidence = self.attestation.examine(shown, self.live.get().trust_domain()).await?;
+        let (rates, evidence) = (Arc::clone(&self.rates), Arc::new(evidence));
         let now = OffsetDateTime::now_utc();
-        self.store
-            .transaction(move |tx| issue::on_evidence(tx, &authority, &evidence, &key, ttl, now))
-            .await
-            .map_err(|e| Status::unavailable(e.to_string()))?
-            .map_err(status_of)
+        // Charged once, also if the transaction has to be tried again.
+        let mut admitted = false;
+        let issue = move |tx: &mut Transaction<'_>, authority: &Authority| {
+            let admit = |id: &_| {
+                if !std::mem::replace(&mut admitted, true) {
+                    rates.admit(id).map_err(|(limit, wait)| Refusal::TooMany { limit, wait })?;
+                }
+                Ok(())
+            };
+            issue::on_evidence(tx, authority, &evidence, &key, ttl, now, admit)
+        };
+        Ok(self.live.issue(&self.store, issue).await??)
     }
 }
 
@@ -72,78 +145,9 @@ impl IstioCertificateService for Enrolment {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let peer = request.extensions().get::<PeerCertificate>().cloned();
-        let peer = peer.ok_or_else(|| Status::internal("the connection was not described"))?;
-        let address = peer.address;
-        let authorization = match request.metadata().get("authorization").map(|value| value.to_str()) {
-            Some(Ok(text)) => Some(text.to_owned()),
-            Some(Err(_)) => return Err(Status::unauthenticated(Refusal::NotBearer.to_string())),
-            None => None,
-        };
-        match self.enrol(peer, authorization, request.into_inner()).await {
-            Ok(issued) => {
-                let certificate = issued.certificate;
-                tracing::info!(
-                    peer = %address,
-                    id = issued.id.as_ref().map(|id| id.as_str()),
-                    serial = certificate.serial,
-                    credential = issued.credential.as_str(),
-                    not_after = rfc3339(certificate.not_after),
-                    "certificate issued"
-                );
-                let intermediate = self.authority.intermediate_pem().to_owned();
-                let root = self.authority.bundle_pem().to_owned();
-                Ok(Response::new(IstioCertificateResponse { cert_chain: vec![certificate.pem, intermediate, root] }))
-            }
-            Err(status) => {
-                tracing::warn!(peer = %address, code = ?status.code(), reason = status.message(), "request refused");
-                Err(status)
-            }
-        }
+        let (issued, signer) = self.0.enrol(request).await?;
+        let (intermediate, root) = (signer.intermediate_pem().to_owned(), signer.root_pem().to_owned());
+        let cert_chain = vec![issued.certificate.pem, intermediate, root];
+        Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }
-}
-
-/// The caller learns what it did wrong; what is wrong with the CA goes to the CA's log.
-fn status_of(error: IssueError) -> Status {
-    match error {
-        IssueError::Refused(refusal) => match refusal {
-            Refusal::Nothing
-            | Refusal::NotBearer
-            | Refusal::UnknownToken
-            | Refusal::TokenUsed(_)
-            | Refusal::TokenRevoked(_)
-            | Refusal::TokenExpired(_)
-            | Refusal::CertificateExpired(_) => Status::unauthenticated(refusal.to_string()),
-            Refusal::Certificate(_) | Refusal::Subject(_) => Status::permission_denied(refusal.to_string()),
-            Refusal::Store(error) => broken(&error),
-        },
-        IssueError::Authority(error) => match error {
-            AuthorityError::Subject(_) => Status::permission_denied(error.to_string()),
-            AuthorityError::IssuerExpired { .. } => Status::failed_precondition(error.to_string()),
-            AuthorityError::Lifetime { .. } => Status::invalid_argument(error.to_string()),
-            AuthorityError::Missing { .. }
-            | AuthorityError::Exists { .. }
-            | AuthorityError::File { .. }
-            | AuthorityError::Damaged { .. }
-            | AuthorityError::Locked { .. }
-            | AuthorityError::WrongPassword { .. }
-            | AuthorityError::EmptyPassword
-            | AuthorityError::OfflineRootInside { .. }
-            | AuthorityError::IntermediateOutlivesRoot { .. }
-            | AuthorityError::RootExpired { .. }
-            | AuthorityError::NotTheRoot { .. }
-            | AuthorityError::AlreadyPrepared { .. }
-            | AuthorityError::NothingPrepared
-            | AuthorityError::NoMemory(_)
-            | AuthorityError::Crypto(_)
-            | AuthorityError::Signing(_)
-            | AuthorityError::Random => broken(&error),
-        },
-        IssueError::Store(error) => broken(&error),
-    }
-}
-
-fn broken(error: &dyn std::error::Error) -> Status {
-    tracing::error!(%error, "cannot issue");
-    Status::unavailable("the CA cannot issue at the moment; its log says why")
 }

@@ -1,58 +1,84 @@
-//! The enrolment server: TLS 1.3, HTTP/2 and Istio's `CreateCertificate`, for callers nobody trusts yet.
+//! The CA's face: TLS 1.3 with Istio's `CreateCertificate` as gRPC and the published documents over HTTPS, for callers
+//! nobody trusts yet; beside it a plain port for probes and metrics.
 //!
-//! Everything that a stranger can make it hold is bounded: connections, the time of a handshake, the age of a
-//! connection, streams on it, the sizes of headers and messages, and the work that waits for the disk.
+//! Everything that a stranger can make it hold is bounded: connections in total and of one source, handshakes under
+//! way, the time of a handshake, of a request and of silence, the age of a connection, streams on it, the sizes of
+//! heads and bodies, attempts that fail, and the work that waits for the disk.
 
+mod activity;
+mod body;
+mod callers;
 mod certificate;
+mod connection;
 mod grpc;
+mod live;
+mod metrics;
+mod observe;
+mod published;
+mod refusal;
+mod slots;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use outrigger_identity::proto::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    net::TcpListener,
+    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
-use tower::Service as _;
 
+use callers::Callers;
 pub use certificate::ServerCertificate;
 pub use grpc::PeerCertificate;
+pub use live::Live;
+pub(crate) use observe::Observer;
 
 use crate::{
-    authority::{Authority, AuthorityError},
+    admin::{self, AdminListener},
+    attest::Attestation,
+    authority::{AuthorityError, Password},
     issue::IssueError,
-    store::{Store, StoreGone},
+    limits::{Limits, Rates},
+    store::{Database, Store, StoreGone},
 };
 
-/// The most connections at a time; further ones wait in the kernel's backlog.
-pub const MAX_CONNECTIONS: u32 = 1024;
 /// A TLS handshake that takes longer is a connection that somebody holds open on purpose.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After this a connection is told to go away, so that idle callers cannot use up [`MAX_CONNECTIONS`]. An
+/// How long the head and the body of a request may each take to come.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection on which nothing is asked for so long is ended.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// After this a connection is told to go away, so that callers cannot use up [`Limits::connections`] by trickling. An
 /// enrolment takes milliseconds, and clients open a new connection by themselves.
 pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
 /// What requests under way get to finish, at the age limit and at shutdown.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long a refused caller gets to read why.
-const LINGER: Duration = Duration::from_secs(1);
-const MAX_STREAMS: u32 = 16;
-const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// The longest message, in bytes: a CSR of [`crate::authority::MAX_CSR_LEN`] and some metadata.
-const MAX_MESSAGE: usize = 64 * 1024;
-
 /// The server could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The port could not be had.
-    #[error("cannot listen on {address}: {source}; choose another with --listen, or stop what uses it")]
+    #[error("cannot listen on {address}: {source}; choose another with {option}, or stop what uses it")]
     Listen {
+        /// The option that chooses it.
+        option: &'static str,
         /// The address wished for.
         address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The admin socket could not be made.
+    #[error("cannot make the admin socket {path}: {source}; choose another with --admin-socket, or \"off\"")]
+    AdminSocket {
+        /// Where it should be.
+        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -73,39 +99,91 @@ pub enum ServeError {
     Store(#[from] StoreGone),
 }
 
-/// Opens the listening socket. `[::]` takes IPv4 as well, and falls back to `0.0.0.0` where IPv6 is switched off.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+/// Opens a listening socket, chosen with `option`. `[::]` takes IPv4 as well, and falls back to `0.0.0.0` where IPv6 is
+/// switched off.
+pub async fn listen(address: SocketAddr, option: &'static str) -> Result<TcpListener, ServeError> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
         Err(e) if address.is_ipv6() && address.ip().is_unspecified() && e.kind() != io::ErrorKind::AddrInUse => {
             let v4 = SocketAddr::from(([0, 0, 0, 0], address.port()));
-            TcpListener::bind(v4).await.map_err(|_| ServeError::Listen { address, source: e })
+            TcpListener::bind(v4).await.map_err(|_| ServeError::Listen { option, address, source: e })
         }
-        Err(source) => Err(ServeError::Listen { address, source }),
+        Err(source) => Err(ServeError::Listen { option, address, source }),
     }
+}
+
+/// The sockets of one server.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Enrolment and published documents, over TLS.
+    pub enrolment: TcpListener,
+    /// Probes and metrics, plain.
+    pub metrics: Option<TcpListener>,
+    /// The operator's own.
+    pub admin: Option<AdminListener>,
+}
+
+/// The authorities and what their upkeep needs: a connection of its own, so that a password's hash keeps no caller waiting,
+/// and the password, because the next key is encrypted with it.
+pub struct Upkeeper {
+    /// The authorities of each moment.
+    pub live: Arc<Live>,
+    /// The CA's database.
+    pub database: Database,
+    /// Opens and encrypts keys. `None`: they are not encrypted.
+    pub password: Option<Password>,
 }
 
 /// Serves until `shutdown` becomes true, then lets requests under way finish for at most [`DRAIN`].
 pub async fn serve(
-    listener: TcpListener,
-    authority: Arc<Authority>,
+    listeners: Listeners,
+    upkeeper: Upkeeper,
     store: Store,
     own: Arc<ServerCertificate>,
+    attestation: Attestation,
+    limits: Limits,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let tls = TlsAcceptor::from(certificate::tls_config(&authority, Arc::clone(&own))?);
-    let renewal = tokio::spawn(certificate::keep_fresh(own, Arc::clone(&authority), store.clone()));
-    let grpc = IstioCertificateServiceServer::new(grpc::Enrolment::new(authority, store))
-        .max_decoding_message_size(MAX_MESSAGE);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
+    let Upkeeper { live, database, password } = upkeeper;
+    let authority = live.get();
+    let callers = Callers::new(&authority)?;
+    let tls = TlsAcceptor::from(certificate::tls_config(Arc::clone(&callers), Arc::clone(&own))?);
+    let slots = slots::Slots::new(limits.connections, limits.connections_of_one);
+    let metrics = metrics::Metrics::new();
+    let published = Arc::new(RwLock::new(Arc::new(published::Published::of(&authority))));
+    let mut beside = tokio::task::JoinSet::new();
+    let observer = Observer::new(
+        Arc::clone(&live),
+        store.clone(),
+        Arc::clone(&own),
+        Arc::clone(&slots),
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    );
+    if let Some(bound) = listeners.admin {
+        beside.spawn(admin::serve(bound, Arc::clone(&live), store.clone(), Arc::clone(&observer)));
+    }
+    if let Some(listener) = listeners.metrics {
+        beside.spawn(observe::serve(listener, observer));
+    }
+    beside.spawn(certificate::keep_fresh(own, Arc::clone(&live), store.clone()));
+    let documents = Arc::clone(&published);
+    beside.spawn(Arc::clone(&live).keep(database, password, move |next| {
+        let next_documents = Arc::new(published::Published::of(next));
+        *documents.write().unwrap_or_else(PoisonError::into_inner) = next_documents;
+        callers.update(next)
+    }));
+    let enrolment = grpc::Enrolment::new(live, store, attestation, Rates::new(&limits), Arc::clone(&metrics));
+    let grpc = IstioCertificateServiceServer::new(enrolment).max_decoding_message_size(connection::MAX_MESSAGE);
+    let face = connection::Face { tls, grpc, published, metrics, shutdown: shutdown.clone() };
 
+    let listener = listeners.enrolment;
     loop {
-        let permit = tokio::select! {
-            permit = Arc::clone(&slots).acquire_owned() => permit,
+        let place = tokio::select! {
+            place = slots.place() => place,
             _ = shutdown.wait_for(|stop| *stop) => break,
         };
-        // The semaphore is never closed.
-        let Ok(permit) = permit else { break };
+        let Some(place) = place else { break };
         let (tcp, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
@@ -118,80 +196,17 @@ pub async fn serve(
             },
             _ = shutdown.wait_for(|stop| *stop) => break,
         };
-        let connection = Connection { peer, tls: tls.clone(), grpc: grpc.clone(), shutdown: shutdown.clone() };
-        tokio::spawn(connection.run(tcp, permit));
+        match slots.enter(place, peer.ip().into()) {
+            Some(slot) => drop(tokio::spawn(face.clone().serve(tcp, peer, slot))),
+            None => {
+                face.metrics.connection_refused();
+                tracing::debug!(%peer, "connection closed: its source has as many as it may");
+            }
+        }
     }
     drop(listener);
-    renewal.abort();
-    if timeout(DRAIN, slots.acquire_many(MAX_CONNECTIONS)).await.is_err() {
+    if timeout(DRAIN, slots.all_free()).await.is_err() {
         tracing::warn!("some requests did not finish within {DRAIN:?} and were cut");
     }
     Ok(())
-}
-
-struct Connection {
-    peer: SocketAddr,
-    tls: TlsAcceptor,
-    grpc: IstioCertificateServiceServer<grpc::Enrolment>,
-    shutdown: watch::Receiver<bool>,
-}
-
-impl Connection {
-    async fn run(mut self, tcp: TcpStream, _slot: OwnedSemaphorePermit) {
-        let peer = self.peer;
-        // Small answers, each complete at once.
-        let _ = tcp.set_nodelay(true);
-        let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(tcp).into_fallible()).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err((error, tcp))) => {
-                tracing::info!(%peer, %error, "TLS handshake failed");
-                return linger(tcp).await;
-            }
-            Err(_) => return tracing::info!(%peer, "TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}"),
-        };
-        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let certificate = PeerCertificate { address: peer, certificate: certificate.map(|c| c.clone().into_owned()) };
-        let grpc = self.grpc.clone();
-        let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(certificate.clone());
-            grpc.clone().call(request)
-        });
-        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEADER_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-
-        let ended = tokio::select! {
-            ended = &mut connection => Some(ended),
-            () = sleep(MAX_CONNECTION_AGE) => None,
-            _ = self.shutdown.wait_for(|stop| *stop) => None,
-        };
-        let ended = match ended {
-            Some(ended) => Ok(ended),
-            None => {
-                connection.as_mut().graceful_shutdown();
-                timeout(DRAIN, connection).await
-            }
-        };
-        match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "connection ended with an error"),
-            Err(_) => tracing::info!(%peer, "connection cut: it did not end within {DRAIN:?} of being told to"),
-        }
-    }
-}
-
-/// Lets the alert that says why reach the caller. A client sends its request right behind its certificate, and
-/// closing a socket with bytes unread resets the connection, which would take the alert along.
-async fn linger(mut tcp: TcpStream) {
-    let mut unread = [0; 4096];
-    let drain = async {
-        tcp.shutdown().await?;
-        while tcp.read(&mut unread).await? > 0 {}
-        io::Result::Ok(())
-    };
-    // Whatever comes of it, the connection ends here.
-    let _ = timeout(LINGER, drain).await;
 }

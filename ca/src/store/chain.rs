@@ -107,6 +107,26 @@ pub enum ChainFault {
         "no record of the issuance log has the hash {0}: the log was cut or written anew since that hash was noted, or it was pruned past it; compare ca.db with a backup"
     )]
     HeadMissing(ChainHash),
+    /// A revocation does not fit the one before it.
+    #[error(
+        "the revocations are broken at number {seq} (serial {serial}): it, or one before it, was changed, added or removed; compare ca.db with a backup"
+    )]
+    RevocationBroken {
+        /// The revocation's number.
+        seq: i64,
+        /// The certificate's serial, as the row has it.
+        serial: String,
+    },
+    /// The newest revocations are gone.
+    #[error(
+        "the revocations end at number {found}, but {last} were written: the newest were removed; compare ca.db with a backup"
+    )]
+    RevocationCut {
+        /// The last that is there.
+        found: i64,
+        /// The last that was written.
+        last: i64,
+    },
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -17,6 +17,10 @@ pub enum CredentialKind {
     Token,
     /// The certificate that it renews.
     Certificate,
+    /// A Kubernetes service account that the API server vouched for.
+    Kubernetes,
+    /// A Kubernetes service account that the cluster's signing key vouched for.
+    Oidc,
     /// The enrolment server made it for itself.
     Server,
 }
@@ -28,12 +32,14 @@ impl CredentialKind {
             Self::Operator => "operator",
             Self::Token => "token",
             Self::Certificate => "certificate",
+            Self::Kubernetes => "kubernetes",
+            Self::Oidc => "oidc",
             Self::Server => "server",
         }
     }
 
     fn parse(text: &str) -> Result<Self, StoreError> {
-        [Self::Operator, Self::Token, Self::Certificate, Self::Server]
+        [Self::Operator, Self::Token, Self::Certificate, Self::Kubernetes, Self::Oidc, Self::Server]
             .into_iter()
             .find(|k| k.as_str() == text)
             .ok_or_else(|| StoreError::Damaged(format!("the unknown credential \"{text}\"")))
@@ -101,6 +107,14 @@ impl Transaction<'_> {
         row.map(|row| entry(&row, 0)).transpose()
     }
 
+    /// The oldest record of a certificate that was issued for this credential.
+    pub fn by_credential(&mut self, kind: CredentialKind, reference: &str) -> Result<Option<LogEntry>, StoreError> {
+        let sql =
+            format!("SELECT {COLUMNS} FROM issued WHERE credential_ref = ?1 AND credential = ?2 ORDER BY seq LIMIT 1");
+        let row = self.query_first(&sql, &[reference.into(), kind.as_str().into()])?;
+        row.map(|row| entry(&row, 0)).transpose()
+    }
+
     /// Visits every record, oldest first, without holding them all.
     pub fn for_each<E: From<StoreError>>(
         &mut self,
@@ -114,6 +128,28 @@ impl Transaction<'_> {
                 let record = LogRecord { seq: row.int(0)?, hash: row.chain_hash(1)?, entry: entry(row, 2)? };
                 after = record.seq;
                 visit(record)?;
+            }
+            if page.len() < PAGE {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Visits the record of every certificate that is still good at `now`, oldest first. What `visit` reads meanwhile is
+    /// of the same transaction.
+    pub fn for_each_unexpired<E: From<StoreError>>(
+        &mut self,
+        now: OffsetDateTime,
+        mut visit: impl FnMut(&mut Self, LogEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql =
+            format!("SELECT seq, {COLUMNS} FROM issued WHERE not_after >= ?1 AND seq > ?2 ORDER BY seq LIMIT {PAGE}");
+        let mut after = i64::MIN;
+        loop {
+            let page = self.query(&sql, &[now.into(), after.into()])?;
+            for row in &page {
+                after = row.int(0)?;
+                visit(self, entry(row, 1)?)?;
             }
             if page.len() < PAGE {
                 return Ok(());

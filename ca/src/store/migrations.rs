@@ -1,5 +1,7 @@
 //! How the schema came to be, step by step, in both dialects; the database counts the steps that it has seen.
 
+mod authorities;
+
 use super::{
     StoreError,
     chain::ChainHash,
@@ -51,7 +53,12 @@ const STEPS: &[Step] = &[
         postgres: Work::Sql(""),
     },
     Step { sqlite: Work::Code(chain_the_log), postgres: Work::Sql(POSTGRES_TOKENS_AND_LOG) },
+    Step { sqlite: Work::Sql(authorities::SQLITE), postgres: Work::Sql(authorities::POSTGRES) },
+    Step { sqlite: Work::Sql(BY_CREDENTIAL), postgres: Work::Sql(BY_CREDENTIAL) },
 ];
+
+/// What became of a token, or of a certificate.
+const BY_CREDENTIAL: &str = "CREATE INDEX issued_by_credential ON issued (credential_ref)";
 
 const POSTGRES_TOKENS_AND_LOG: &str = "
     CREATE TABLE token (

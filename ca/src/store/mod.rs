@@ -1,16 +1,20 @@
-//! Everything durable: join tokens and the issuance log. In one SQLite file, or for several replicas in PostgreSQL.
+//! Everything durable: authorities, join tokens, the issuance log and revocations. In one SQLite file, or for several
+//! replicas in PostgreSQL.
 //!
 //! Promise: what [`Database::transaction`] returned `Ok` for is on the disk.
 //!
 //! [`Transaction`] is the one interface to it, and says how to add to it.
 
+mod authorities;
 mod chain;
+mod crls;
 mod error;
 mod location;
 mod log;
 mod migrations;
 mod postgres;
 mod prune;
+mod revocations;
 mod sql;
 mod sqlite;
 mod thread;
@@ -24,11 +28,14 @@ use std::{
 
 use outrigger_identity::TrustDomain;
 
+pub use authorities::{AuthorityKind, AuthorityRow, AuthorityState, BundleRow};
 pub use chain::{ChainFault, ChainHash, ChainReport};
+pub use crls::CrlRow;
 pub use error::StoreError;
 pub use location::{DATABASE_ENV, Location, PostgresUrl, UrlError};
 pub use log::{CredentialKind, LogEntry, LogRecord};
 pub use prune::Pruned;
+pub use revocations::{RevocationReason, RevocationRow};
 use sql::{CommitError, Dialect, Mode, Sql};
 pub use thread::{Store, StoreGone};
 pub use tokens::{MIN_REF_LEN, TokenRow, TokenState};
@@ -37,8 +44,8 @@ pub use transaction::Transaction;
 use crate::authority::Directory;
 
 /// How long a transaction is tried again while the database cannot be reached or somebody is in the way. A restart of
-/// the server takes less.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// the server takes less, and callers who enrol wait a little longer.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// An open database. Blocking: a server uses it through [`Store`].
 pub struct Database {
@@ -54,11 +61,16 @@ pub enum Claim {
     Existing,
 }
 
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Database")
+    }
+}
+
 impl Database {
     /// The database of the CA in this directory.
     pub fn of(directory: &Directory) -> Result<Self, StoreError> {
-        let location = Location::choose(directory.database_url(), &directory.database_path())?;
-        Self::at(&location, directory.trust_domain(), Claim::Existing)
+        Self::at(&directory.database()?, directory.trust_domain(), Claim::Existing)
     }
 
     /// Opens a database, brings its schema up to date, and sees whose it is. An SQLite file is its folder's.

@@ -89,6 +89,11 @@ impl Store {
         Ok((Self { queue }, thread))
     }
 
+    /// How much work waits.
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
     /// Runs `work` on the thread, in a write transaction: see [`Database::transaction`]. Once begun it is run to its end,
     /// even when the caller has gone meanwhile; a caller that goes before is not worked for: a token must not be spent on
     /// a certificate that nobody can get any more.

@@ -76,6 +76,13 @@ fn token(row: &Row) -> Result<([u8; 32], TokenRow), StoreError> {
 }
 
 impl Transaction<'_> {
+    /// How many tokens could still be used at `now`.
+    pub fn tokens_waiting(&mut self, now: OffsetDateTime) -> Result<u64, StoreError> {
+        let sql = "SELECT count(*) FROM token WHERE used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1";
+        let row = self.query_first(sql, &[now.into()])?;
+        Ok(row.map_or(Ok(0), |row| row.int(0))?.unsigned_abs())
+    }
+
     /// Records a new token under the hash of its text.
     pub fn insert_token(&mut self, hash: &[u8; 32], token: &TokenRow) -> Result<(), StoreError> {
         self.execute(

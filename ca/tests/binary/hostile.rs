@@ -40,7 +40,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 /// The rules that a chain breaks, without repetition.
 fn broken(pki: &Pki, chain: Chain) -> Vec<&'static str> {
     let presented = Presented { chain: chain.certificates, possession: None };
-    let expect = Expectation { roots: Some(vec![pki.root.clone()]), trust_domain: None };
+    let expect = Expectation { roots: Some(vec![pki.root.clone()]), ..Expectation::default() };
     let findings = judge(&presented, &expect, OffsetDateTime::now_utc());
     let mut rules: Vec<_> = findings.iter().filter(|f| f.verdict == Verdict::Fail).map(|f| f.rule).collect();
     rules.dedup();

@@ -1,12 +1,21 @@
 //! The real binary: made, served, asked, killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod admin;
 mod examine;
 mod hostile;
 mod keys;
 mod kills;
+mod kubernetes;
+mod oidc;
 mod operator;
+#[path = "../support/postgres.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod postgres;
+mod replicas;
 mod rotate;
+mod serving;
+mod stand_in;
 
 use std::{
     io::{BufRead, BufReader},
@@ -49,6 +58,8 @@ struct Ca {
 struct Server {
     child: Child,
     address: String,
+    /// Of the metrics, if they are on.
+    metrics: Option<String>,
 }
 
 impl Drop for Server {
@@ -86,10 +97,6 @@ impl Ca {
         token.trim().to_owned()
     }
 
-    fn database(&self) -> Database {
-        Database::open(&self.dir.path().join("ca/ca.db")).unwrap()
-    }
-
     /// The database's file, for who looks or meddles.
     fn sqlite(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.dir.path().join("ca/ca.db")).unwrap()
@@ -98,7 +105,7 @@ impl Ca {
     /// Many tokens without a process for each.
     fn tokens(&self, count: usize) -> Vec<String> {
         let directory = Directory::open(&self.dir.path().join("ca")).unwrap();
-        let mut database = self.database();
+        let mut database = Database::of(&directory).unwrap();
         let subject = directory.subject(ID, &[]).unwrap();
         let now = time::OffsetDateTime::now_utc();
         let mut one =
@@ -119,6 +126,7 @@ impl Ca {
         let started = Instant::now();
         let mut child = Command::new(BINARY)
             .args(["serve", "--dir", &self.path("ca"), "--listen", "127.0.0.1:0"])
+            .args(if options.contains(&"--metrics-listen") { &[][..] } else { &["--metrics-listen", "off"] })
             .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -128,7 +136,8 @@ impl Ca {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(started.elapsed() < Duration::from_secs(5), "started after {:?}", started.elapsed());
         let address = line.split_whitespace().nth(3).unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Server { child, address }
+        let metrics = line.trim_end().split_once("metrics are on ").map(|(_, address)| address.to_owned());
+        Server { child, address, metrics }
     }
 }
 

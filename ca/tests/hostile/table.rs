@@ -303,7 +303,7 @@ pub(crate) const HOSTILE: &[Hostile] = hostile! {
         Chain { certificates: vec![leaf, below, pki.intermediate.clone()], key_pem }
     };
     "an intermediate that may only sign revocation lists": ["issuer_may_sign", "path"], "key_usage",
-        UNRECORDED, |pki| pki.below(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]);
+        Gate::Handshake, |pki| pki.below(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]);
     "an intermediate that has expired": ["path"], "expired", Gate::Handshake,
         |pki| pki.below(|p| (p.not_before, p.not_after) = (now(-7200), now(-3600)));
     "an intermediate for other DNS names": ["path"], "malformed", Gate::Handshake,

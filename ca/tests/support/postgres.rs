@@ -76,8 +76,8 @@ impl Postgres {
     }
 
     /// A client of the tests' own. Not within an asynchronous runtime.
-    pub fn client(&self, database: &str) -> postgres::Client {
-        postgres::Client::connect(&self.url(database), postgres::NoTls).unwrap()
+    pub fn client(&self, database: &str) -> ::postgres::Client {
+        ::postgres::Client::connect(&self.url(database), ::postgres::NoTls).unwrap()
     }
 
     /// `restart` (every process killed, and started again), `stop` or `start`.
