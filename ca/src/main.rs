@@ -119,6 +119,7 @@ fn run(command: Command, output: Output) -> Outcome {
                 admin_socket: args.admin_socket,
                 attestation: args.attestation,
                 limits: args.limits.into(),
+                prune_after: args.prune_after,
                 password: args.password.read()?,
             };
             commands::serve(&args.dir, wish, output)

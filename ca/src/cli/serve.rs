@@ -9,6 +9,7 @@ use outrigger_ca::{
 };
 
 use super::{AttestationArgs, PasswordArgs};
+use crate::commands::{self, PruneAfter};
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
@@ -31,6 +32,9 @@ pub(crate) struct ServeArgs {
     pub(crate) attestation: AttestationArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// Forget records and tokens that expired so long ago, as 90d, or "off"; the rest of the log stays provable
+    #[arg(long, value_name = "AGE", default_value = "90d", value_parser = commands::prune_after)]
+    pub(crate) prune_after: PruneAfter,
     #[command(flatten)]
     pub(crate) password: PasswordArgs,
 }

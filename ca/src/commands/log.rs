@@ -6,7 +6,7 @@ use std::{
 
 use outrigger_ca::{
     authority::{Directory, rfc3339},
-    store::{ChainFault, ChainHash, Database, LogRecord},
+    store::{ChainFault, ChainHash, Database, LogRecord, StoreError},
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -79,7 +79,10 @@ pub(crate) fn prune(dir: &Path, older_than: Duration, output: Output) -> Outcome
     let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
     database.snapshot(|tx| tx.verify_chain(None))?;
-    let pruned = database.transaction(|tx| tx.prune(now - older_than, now))?;
+    let (pruned, tokens) = database.transaction(|tx| {
+        let tokens = tx.forget_tokens((now - older_than).min(now), u32::MAX)?;
+        Ok::<_, StoreError>((tx.prune(now - older_than, now)?, tokens))
+    })?;
     let line = match pruned.anchor {
         Some((seq, hash)) => {
             format!("pruned {} records, up to number {seq}; the chain goes on from {hash}", pruned.records)
@@ -88,7 +91,9 @@ pub(crate) fn prune(dir: &Path, older_than: Duration, output: Output) -> Outcome
     };
     let value = json!({
         "pruned": pruned.records,
+        "tokens": tokens,
         "anchor": pruned.anchor.map(|(seq, hash)| json!({ "seq": seq, "hash": hash.to_string() })),
     });
-    output.result(&[line], &value)
+    let tokens = format!("removed {tokens} tokens that expired before that");
+    output.result(&[line, tokens], &value)
 }

@@ -141,6 +141,23 @@ pub(crate) fn refresh_hint(text: &str) -> Result<Duration, String> {
     Ok(hint)
 }
 
+/// When a server forgets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PruneAfter {
+    /// Never by itself.
+    Off,
+    /// What expired so long ago.
+    Age(Duration),
+}
+
+/// An age, or "off".
+pub(crate) fn prune_after(text: &str) -> Result<PruneAfter, String> {
+    if text == "off" {
+        return Ok(PruneAfter::Off);
+    }
+    age(text).map(PruneAfter::Age).map_err(|why| format!("{why}, or off"))
+}
+
 /// How long ago: up to a hundred years.
 pub(crate) fn age(text: &str) -> Result<Duration, String> {
     let age = span(text)?;
@@ -166,5 +183,8 @@ mod tests {
         }
         assert_eq!(age("0s").unwrap(), Duration::ZERO);
         assert!(age("36501d").is_err());
+        assert_eq!(prune_after("off"), Ok(PruneAfter::Off));
+        assert_eq!(prune_after("90d"), Ok(PruneAfter::Age(Duration::from_secs(90 * 86_400))));
+        assert!(prune_after("never").unwrap_err().ends_with("or off"));
     }
 }

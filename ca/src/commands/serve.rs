@@ -21,7 +21,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Outcome, Output};
+use super::{Outcome, Output, PruneAfter};
 use crate::cli::AttestationArgs;
 
 pub(crate) struct Serve {
@@ -32,6 +32,7 @@ pub(crate) struct Serve {
     pub(crate) admin_socket: Option<PathBuf>,
     pub(crate) attestation: AttestationArgs,
     pub(crate) limits: Limits,
+    pub(crate) prune_after: PruneAfter,
     pub(crate) password: Option<Password>,
 }
 
@@ -42,13 +43,14 @@ struct Plan {
     admin_socket: Option<PathBuf>,
     attestation: Attestation,
     limits: Limits,
+    prune_after: PruneAfter,
 }
 
 /// File descriptors that are not callers' connections: database, log, sockets, those of the metrics port.
 const OTHER_FILES: u64 = 128;
 
 pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
-    let Serve { listen, names, metrics_listen, admin_socket, attestation, mut limits, password } = wish;
+    let Serve { listen, names, metrics_listen, admin_socket, attestation, mut limits, prune_after, password } = wish;
     let mut authority = Authority::open(dir, password.as_ref())?;
     authority.add_server_names(names);
     let (attestation, told) = super::attestation::attestation(attestation)?;
@@ -56,7 +58,7 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
         tracing::info!("{told}");
     }
     limits.connections = within_file_limit(limits.connections);
-    let plan = Plan { listen, metrics_listen, admin_socket, attestation, limits };
+    let plan = Plan { listen, metrics_listen, admin_socket, attestation, limits, prune_after };
     let database = Database::of(&authority)?;
     let upkeeper = Upkeeper { database: Database::of(&authority)?, live: Live::new(authority), password };
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
@@ -161,6 +163,9 @@ async fn run(plan: Plan, upkeeper: Upkeeper, store: Store, output: Output) -> Re
         }
         std::process::exit(130);
     });
+    if let PruneAfter::Age(age) = plan.prune_after {
+        tokio::spawn(server::keep_forgetting(store.clone(), age));
+    }
     let listeners = Listeners { enrolment, metrics, admin };
     server::serve(listeners, upkeeper, store, own, plan.attestation, plan.limits, shutdown).await
 }

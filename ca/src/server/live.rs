@@ -106,11 +106,13 @@ impl Live {
             // The clock of a machine that slept may be far on.
             let _ = timeout(POLL, self.look.notified()).await;
             let current = self.get();
-            if failed.is_some_and(|at| at.elapsed() < AFTER_A_FAILURE) && !is_behind(&current, &mut database) {
-                continue;
-            }
+            let wait = failed.is_some_and(|at| at.elapsed() < AFTER_A_FAILURE);
             let looked = tokio::task::spawn_blocking(move || {
-                let result = upkeep(&current, &mut database, password.as_ref(), OffsetDateTime::now_utc());
+                let result = if wait && !is_behind(&current, &mut database) {
+                    None
+                } else {
+                    Some(upkeep(&current, &mut database, password.as_ref(), OffsetDateTime::now_utc()))
+                };
                 (result, database, password)
             });
             let result;
@@ -119,8 +121,9 @@ impl Live {
                 Err(error) => return tracing::error!(%error, "the look at the authorities ended; restart this server"),
             };
             let found = match result {
-                Ok(found) => found,
-                Err(error) => Upkeep { warnings: vec![error.to_string()], ..Upkeep::default() },
+                None => continue,
+                Some(Ok(found)) => found,
+                Some(Err(error)) => Upkeep { warnings: vec![error.to_string()], ..Upkeep::default() },
             };
             for done in &found.done {
                 tracing::info!("{done}");

@@ -10,6 +10,7 @@ mod body;
 mod callers;
 mod certificate;
 mod connection;
+mod forgetting;
 mod grpc;
 mod live;
 mod metrics;
@@ -36,6 +37,7 @@ use tokio_rustls::TlsAcceptor;
 
 use callers::Callers;
 pub use certificate::ServerCertificate;
+pub use forgetting::keep_forgetting;
 pub use grpc::PeerCertificate;
 pub use live::Live;
 pub(crate) use observe::Observer;

@@ -185,7 +185,7 @@ impl Transaction<'_> {
     }
 
     /// Where the chain begins after pruning.
-    fn anchor(&mut self) -> Result<Option<(i64, ChainHash)>, StoreError> {
+    pub(super) fn anchor(&mut self) -> Result<Option<(i64, ChainHash)>, StoreError> {
         let row = self.query_first("SELECT seq, hash FROM log_anchor ORDER BY seq DESC LIMIT 1", &[])?;
         row.map(|row| Ok((row.int(0)?, row.chain_hash(1)?))).transpose()
     }

@@ -115,6 +115,12 @@ impl Transaction<'_> {
         row.map(|row| entry(&row, 0)).transpose()
     }
 
+    /// The oldest records.
+    pub(super) fn oldest(&mut self, count: u32) -> Result<Vec<LogRecord>, StoreError> {
+        let sql = format!("SELECT seq, hash, {COLUMNS} FROM issued ORDER BY seq LIMIT ?1");
+        self.query(&sql, &[i64::from(count).into()])?.iter().map(record).collect()
+    }
+
     /// Visits every record, oldest first, without holding them all.
     pub fn for_each<E: From<StoreError>>(
         &mut self,
@@ -125,7 +131,7 @@ impl Transaction<'_> {
         loop {
             let page = self.query(&sql, &[after.into()])?;
             for row in &page {
-                let record = LogRecord { seq: row.int(0)?, hash: row.chain_hash(1)?, entry: entry(row, 2)? };
+                let record = record(row)?;
                 after = record.seq;
                 visit(record)?;
             }
@@ -179,6 +185,11 @@ pub(super) fn values<'a>(entry: &'a LogEntry, names: &'a str, seq: i64, hash: &'
         seq.into(),
         (&hash.0).into(),
     ]
+}
+
+/// Reads number, hash and [`COLUMNS`].
+fn record(row: &Row) -> Result<LogRecord, StoreError> {
+    Ok(LogRecord { seq: row.int(0)?, hash: row.chain_hash(1)?, entry: entry(row, 2)? })
 }
 
 /// Reads [`COLUMNS`] that begin at column `at`.

@@ -34,7 +34,7 @@ pub use crls::CrlRow;
 pub use error::StoreError;
 pub use location::{DATABASE_ENV, Location, PostgresUrl, UrlError};
 pub use log::{CredentialKind, LogEntry, LogRecord};
-pub use prune::Pruned;
+pub use prune::{Forgot, Pruned};
 pub use revocations::{RevocationReason, RevocationRow};
 use sql::{CommitError, Dialect, Mode, Sql};
 pub use thread::{Store, StoreGone};
@@ -275,3 +275,6 @@ mod tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests_chain;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests_postgres;

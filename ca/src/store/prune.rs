@@ -3,7 +3,7 @@
 
 use time::OffsetDateTime;
 
-use super::{ChainHash, StoreError, Transaction};
+use super::{ChainFault, ChainHash, StoreError, Transaction};
 
 /// What went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +12,15 @@ pub struct Pruned {
     pub records: u64,
     /// The last of them and its hash, from which the chain now goes on. `None`: nothing was old enough.
     pub anchor: Option<(i64, ChainHash)>,
+}
+
+/// What a server forgot in one transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgot {
+    /// Records.
+    pub pruned: Pruned,
+    /// How many tokens.
+    pub tokens: u64,
 }
 
 impl Transaction<'_> {
@@ -27,8 +36,40 @@ impl Transaction<'_> {
              ORDER BY seq DESC LIMIT 1",
             &[limit.into()],
         )?;
-        let Some(last) = last else { return Ok(Pruned { records: 0, anchor: None }) };
-        let (seq, hash) = (last.int(0)?, last.chain_hash(1)?);
+        match last {
+            Some(last) => self.prune_to(last.int(0)?, last.chain_hash(1)?, now),
+            None => Ok(Pruned { records: 0, anchor: None }),
+        }
+    }
+
+    /// As [`Transaction::prune`], and tokens that expired before `expired_before`, whatever became of them: at most
+    /// `at_once` of each, and of the records only those that prove themselves.
+    pub fn forget<E: From<StoreError> + From<ChainFault>>(
+        &mut self,
+        expired_before: OffsetDateTime,
+        now: OffsetDateTime,
+        at_once: u32,
+    ) -> Result<Forgot, E> {
+        let limit = expired_before.min(now);
+        let tokens = self.forget_tokens(limit, at_once)?;
+        let (mut last, mut before) = self.anchor()?.unwrap_or((0, ChainHash::GENESIS));
+        let mut over = 0;
+        for record in self.oldest(at_once)? {
+            if record.entry.not_after >= limit {
+                break;
+            }
+            let hash = before.of_next(record.seq, &record.entry);
+            if hash != record.hash || record.seq <= last {
+                return Err(ChainFault::Broken { seq: record.seq, serial: record.entry.serial }.into());
+            }
+            (last, before) = (record.seq, hash);
+            over += 1;
+        }
+        let pruned = if over == 0 { Pruned { records: 0, anchor: None } } else { self.prune_to(last, before, now)? };
+        Ok(Forgot { pruned, tokens })
+    }
+
+    fn prune_to(&mut self, seq: i64, hash: ChainHash, now: OffsetDateTime) -> Result<Pruned, StoreError> {
         let count = self.query_first("SELECT count(*) FROM issued WHERE seq <= ?1", &[seq.into()])?;
         let records = count.map_or(Ok(0), |row| row.int(0))?;
         // The anchor first: the database lets nothing be deleted that no anchor stands for.
@@ -38,5 +79,13 @@ impl Transaction<'_> {
         )?;
         self.execute("DELETE FROM issued WHERE seq <= ?1", &[seq.into()])?;
         Ok(Pruned { records: records.unsigned_abs(), anchor: Some((seq, hash)) })
+    }
+
+    /// Removes tokens that expired before a time, at most so many; gives back how many.
+    pub fn forget_tokens(&mut self, expired_before: OffsetDateTime, at_once: u32) -> Result<u64, StoreError> {
+        self.execute(
+            "DELETE FROM token WHERE hash IN (SELECT hash FROM token WHERE expires_at < ?1 LIMIT ?2)",
+            &[expired_before.into(), i64::from(at_once).into()],
+        )
     }
 }

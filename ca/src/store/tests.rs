@@ -84,7 +84,7 @@ pub(super) fn entry(serial: &str) -> LogEntry {
     }
 }
 
-fn serials(db: &mut Database) -> Vec<String> {
+pub(super) fn serials(db: &mut Database) -> Vec<String> {
     let mut all = Vec::new();
     let seen = db.snapshot(|tx| {
         tx.for_each::<StoreError>(|e| {

@@ -136,6 +136,39 @@ fn pruning_takes_the_old_from_the_front_and_the_rest_still_proves_itself() {
 }
 
 #[test]
+fn forgetting_goes_in_steps_proves_what_goes_and_takes_old_tokens_along() {
+    for dialect in BOTH {
+        let (_place, mut db) = database(dialect, 6);
+        let noted = verify(&mut db).unwrap().head;
+        for n in 0..4 {
+            let token = TokenRow {
+                id: "spiffe://mesh.example/a".into(),
+                dns_names: vec![],
+                created_at: at(0),
+                expires_at: at(i64::from(n)),
+                used_at: None,
+                revoked_at: None,
+            };
+            db.transaction(|tx| tx.insert_token(&[n; 32], &token)).unwrap();
+        }
+        let mut forget = |before, at_once| db.transaction(|tx| tx.forget::<ChainFault>(before, at(1000), at_once));
+        let first = forget(at(3), 2).unwrap();
+        assert_eq!((first.pruned.records, first.tokens), (2, 2), "no more than were asked for");
+        let second = forget(at(3), 2).unwrap();
+        assert_eq!((second.pruned.records, second.tokens), (1, 1), "not_after and expires_at 2 are before 3");
+        assert_eq!(forget(at(3), 2).unwrap().pruned.anchor, None);
+        assert_eq!(db.snapshot(|tx| tx.list_tokens()).unwrap().len(), 1);
+        let report = db.snapshot(|tx| tx.verify_chain(Some(noted))).unwrap();
+        assert_eq!((report.records, report.anchor), (3, second.pruned.anchor));
+        // What was meddled with is kept, for people to look at.
+        meddle(&mut db, "UPDATE issued SET issued_at = 0 WHERE seq = 5");
+        let fault = db.transaction(|tx| tx.forget::<ChainFault>(at(1000), at(1000), 100)).unwrap_err();
+        assert!(matches!(fault, ChainFault::Broken { seq: 5, .. }), "{fault}");
+        assert!(db.snapshot(|tx| tx.by_serial("03")).unwrap().is_some());
+    }
+}
+
+#[test]
 fn a_certificate_that_is_still_good_keeps_its_record_and_those_behind_it() {
     for dialect in BOTH {
         let (_place, mut db) = database(dialect, 4);

@@ -140,3 +140,25 @@ fn each_kind_of_failure_has_its_exit_status_and_code_and_json_leaves_stdout_alon
         assert!(help.contains(&format!("\n  {status}  ")), "--help does not tell of status {status}");
     }
 }
+
+#[test]
+fn a_server_forgets_by_itself_what_is_long_over_and_the_log_still_proves_itself() {
+    let ca = Ca::new();
+    let dir = ca.path("ca");
+    for n in 0..3 {
+        ok(&["issue", "--dir", &dir, "--id", ID, "--ttl", "1s", "--out", &ca.path(&n.to_string())]);
+    }
+    ok(&["token", "create", "--dir", &dir, "--id", ID, "--ttl", "1s"]);
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    drop(ca.serve_with(&["--prune-after", "off"]));
+    assert_eq!(ca.log().iter().filter(|entry| entry["credential"] == "operator").count(), 3);
+    let _server = ca.serve_with(&["--prune-after", "0s"]);
+    let begun = std::time::Instant::now();
+    while ca.log().iter().any(|entry| entry["credential"] == "operator") {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "nothing was forgotten: {:?}", ca.log());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(ok(&["token", "list", "--dir", &dir]), "");
+    let proof = ok(&["log", "verify", "--dir", &dir]);
+    assert!(proof.contains("were pruned"), "{proof}");
+}

@@ -52,12 +52,19 @@ impl Postgres {
     }
 
     fn connect(&mut self) -> Result<(), StoreError> {
-        self.client = None;
-        self.statements.clear();
+        self.close();
         let tls = tls::connector(self.url.proof, &self.url.files)?;
-        let client = self.url.config.connect(tls).map_err(|e| self.judge(&e))?;
+        let config = &self.url.config;
+        let client = apart(|| config.connect(tls)).map_err(|e| self.judge(&e))?;
         self.client = Some(client);
         Ok(())
+    }
+
+    fn close(&mut self) {
+        self.statements.clear();
+        if let Some(client) = self.client.take() {
+            apart(move || drop(client));
+        }
     }
 
     /// What an error means: for people, and for whether to try again.
@@ -98,13 +105,16 @@ impl Postgres {
         error
     }
 
-    fn run<T>(&mut self, work: impl FnOnce(&mut Client) -> Result<T, postgres::Error>) -> Result<T, StoreError> {
+    fn run<T: Send>(
+        &mut self,
+        work: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send,
+    ) -> Result<T, StoreError> {
         let Some(client) = &mut self.client else {
             let error = StoreError::Postgres { database: self.url.to_string(), why: "it is not connected".into() };
             self.passing.get_or_insert_with(|| error.clone());
             return Err(error);
         };
-        work(client).map_err(|error| {
+        apart(|| work(client)).map_err(|error| {
             self.aborted = true;
             self.judge(&error)
         })
@@ -125,6 +135,21 @@ impl Postgres {
             why: "an error before this ended the transaction".into(),
         }
     }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// The client brings a runtime of its own, which neither runs nor ends within another: there it gets a thread.
+fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return work();
+    }
+    let done = std::thread::scope(|scope| scope.spawn(work).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl ToSql for Value<'_> {
@@ -235,10 +260,10 @@ impl Sql for Postgres {
     fn rollback(&mut self) {
         let passing = self.passing.take();
         if let Some(client) = &mut self.client
-            && (client.is_closed() || client.batch_execute("ROLLBACK").is_err())
+            && (client.is_closed() || apart(|| client.batch_execute("ROLLBACK")).is_err())
         {
             // The server rolls back what a connection that ends has left.
-            self.client = None;
+            self.close();
         }
         (self.passing, self.aborted) = (passing, false);
     }
