@@ -66,6 +66,8 @@ install_tools() {
     done
     # Only recommended by gcc.
     [[ -e /usr/include/stdio.h ]] || missing+=(libc6-dev)
+    # The tests of the CA's database start servers of their own.
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
     if ((${#missing[@]})); then
         if ! command -v apt-get >/dev/null; then
             echo "missing (Debian's names): ${missing[*]}; install them with this system's package manager" >&2

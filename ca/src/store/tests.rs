@@ -260,3 +260,42 @@ async fn callers_that_share_a_transaction_fail_each_for_itself() {
         assert_eq!(place.with(|db| db.snapshot(|tx| tx.verify_chain(None))).unwrap().records, 34);
     }
 }
+
+/// Records a second, of callers who each wait for their own commit and of callers who share one. Run it by
+/// `cargo test -p outrigger-ca --lib records_a_second -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn records_a_second() {
+    const ALONE: usize = 300;
+    const TOGETHER: usize = 5000;
+    const CALLERS: usize = 64;
+    for dialect in BOTH {
+        let place = place(dialect);
+        let mut db = place.open();
+        let begun = Instant::now();
+        for n in 0..ALONE {
+            db.transaction(|tx| tx.append(&entry(&format!("a{n}")))).unwrap();
+        }
+        let alone = ALONE as f64 / begun.elapsed().as_secs_f64();
+        let (store, thread) = place.spawn();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let begun = Instant::now();
+        runtime.block_on(async {
+            let mut callers = tokio::task::JoinSet::new();
+            for caller in 0..CALLERS {
+                let store = store.clone();
+                callers.spawn(async move {
+                    for n in 0..TOGETHER / CALLERS {
+                        let record = entry(&format!("b{caller}-{n}"));
+                        store.transaction(move |tx| tx.append(&record)).await.unwrap().unwrap();
+                    }
+                });
+            }
+            callers.join_all().await;
+        });
+        let together = (TOGETHER / CALLERS * CALLERS) as f64 / begun.elapsed().as_secs_f64();
+        println!("{dialect:?}: {alone:.0} records a second one by one, {together:.0} of {CALLERS} callers at once");
+        drop(store);
+        thread.join().unwrap();
+    }
+}
