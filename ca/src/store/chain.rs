@@ -192,6 +192,9 @@ impl Transaction<'_> {
 
     /// The number of the newest record that was ever written. SQLite keeps it for AUTOINCREMENT.
     fn last_written(&mut self) -> Result<i64, StoreError> {
+        if let Some((seq, _)) = self.appended {
+            return Ok(seq);
+        }
         let sql = match self.dialect() {
             Dialect::Sqlite => "SELECT seq FROM sqlite_sequence WHERE name = 'issued'",
             Dialect::Postgres => "SELECT last_seq FROM ca",

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 
 use super::{
     ChainHash, StoreError, Transaction, names_from_json, names_to_json,
-    sql::{Dialect, Row, Value},
+    sql::{Row, Value},
 };
 use outrigger_identity::SpiffeId;
 
@@ -93,9 +93,6 @@ impl Transaction<'_> {
         let seq = last + 1;
         let hash = before.of_next(seq, entry);
         self.execute(INSERT, &values(entry, &names_to_json(&entry.dns_names), seq, &hash))?;
-        if self.dialect() == Dialect::Postgres {
-            self.execute("UPDATE ca SET last_seq = ?1", &[seq.into()])?;
-        }
         self.appended = Some((seq, hash));
         self.head = self.appended;
         Ok(())

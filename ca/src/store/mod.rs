@@ -148,7 +148,10 @@ impl Database {
             return self.sql.passing().map(Attempt::Failed).ok_or_else(|| error.into());
         }
         let mut tx = Transaction::new(&mut *self.sql);
-        let result = work(&mut tx);
+        let result = match work(&mut tx) {
+            Ok(value) => tx.finish().map(|()| value).map_err(E::from),
+            Err(error) => Err(error),
+        };
         let appended = tx.appended;
         if let Some(passing) = self.sql.passing() {
             self.sql.rollback();

@@ -41,6 +41,14 @@ impl<'a> Transaction<'a> {
         self.sql.query_first(sql, values)
     }
 
+    /// What the database does not do by itself, once for all that was appended. Call it before the commit.
+    pub(super) fn finish(&mut self) -> Result<(), StoreError> {
+        match (self.dialect(), self.appended) {
+            (Dialect::Postgres, Some((seq, _))) => self.execute("UPDATE ca SET last_seq = ?1", &[seq.into()]).map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// Runs `work` so that what it did is undone if it fails, and nothing else of this transaction is.
     pub fn part<T, E: From<StoreError>>(
         &mut self,

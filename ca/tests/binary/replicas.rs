@@ -263,3 +263,15 @@ async fn a_restart_of_postgresql_under_load_costs_nobody_the_certificate() {
     assert_eq!(arrived.len(), CALLERS);
     pair.is_consistent(&arrived);
 }
+
+#[test]
+fn a_replica_ends_cleanly_when_told_to() {
+    let pair = Pair::new(Postgres::shared());
+    let mut server = pair.second.serve();
+    // A look at the authorities or two.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(Command::new("kill").args(["-TERM", &server.child.id().to_string()]).status().unwrap().success());
+    let status = server.child.wait().unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(pair.number("SELECT count(*) FROM issued WHERE credential = 'server'"), 1);
+}
