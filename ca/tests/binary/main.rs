@@ -9,6 +9,8 @@ mod kills;
 mod kubernetes;
 mod oidc;
 mod operator;
+mod revoke;
+mod roots;
 mod rotate;
 mod serving;
 mod stand_in;

@@ -24,9 +24,9 @@ use super::{Ca, ID, Server, ask};
 const METRICS: [&str; 2] = ["--metrics-listen", "127.0.0.1:0"];
 
 /// What curl got: the status and everything that it printed with `-i`.
-struct Got {
-    status: u16,
-    text: String,
+pub(super) struct Got {
+    pub(super) status: u16,
+    pub(super) text: String,
 }
 
 impl Got {
@@ -37,7 +37,7 @@ impl Got {
 }
 
 /// curl with the CA's bundle as the only root.
-fn curl(ca: &Ca, url: &str, options: &[&str]) -> Got {
+pub(super) fn curl(ca: &Ca, url: &str, options: &[&str]) -> Got {
     try_curl(ca, url, options).unwrap_or_else(|error| panic!("{url}: {error}"))
 }
 
