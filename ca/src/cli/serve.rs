@@ -60,7 +60,7 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "N", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_connections_per_source: u32,
     /// Failed attempts of one address without a certificate of ours, as COUNT/UNIT:BURST, or "off"
-    #[arg(long, value_name = "RATE", default_value = "1/s:20")]
+    #[arg(long, value_name = "RATE", default_value = "1/s:100")]
     failed_attempts: Rate,
     /// Certificates for one SPIFFE id, which all replicas of a workload share
     #[arg(long, value_name = "RATE", default_value = "10/s:2000")]

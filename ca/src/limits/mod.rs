@@ -34,8 +34,8 @@ impl Default for Limits {
         Self {
             connections: 2048,
             connections_of_one: 1024,
-            // SPIRE lets a source attest once a second.
-            failures: Rate::new(1, SECOND, 20),
+            // SPIRE lets a source attest once a second; the burst is a deployment that starts with one wrong setting.
+            failures: Rate::new(1, SECOND, 100),
             // Every replica of a workload has the same id, so the burst is that of the largest deployment.
             issuances_of_one: Rate::new(10, SECOND, 2000),
             // SPIRE's number for signing.

@@ -24,20 +24,20 @@ use super::{Ca, ID, Server, ask};
 const METRICS: [&str; 2] = ["--metrics-listen", "127.0.0.1:0"];
 
 /// What curl got: the status and everything that it printed with `-i`.
-pub(super) struct Got {
-    pub(super) status: u16,
-    pub(super) text: String,
+pub(crate) struct Got {
+    pub(crate) status: u16,
+    pub(crate) text: String,
 }
 
 impl Got {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.text.lines().take_while(|line| !line.is_empty());
         lines.find_map(|line| line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v))
     }
 }
 
 /// curl with the CA's bundle as the only root.
-pub(super) fn curl(ca: &Ca, url: &str, options: &[&str]) -> Got {
+pub(crate) fn curl(ca: &Ca, url: &str, options: &[&str]) -> Got {
     try_curl(ca, url, options).unwrap_or_else(|error| panic!("{url}: {error}"))
 }
 
