@@ -155,6 +155,34 @@ fn an_expired_issuer_is_not_ready_and_names_the_commands() {
     assert!(line.rsplit(' ').next().unwrap().starts_with('-'), "{line}");
 }
 
+#[tokio::test]
+async fn a_server_that_is_told_to_stop_is_not_ready_and_finishes_what_is_under_way() {
+    let ca = Ca::new();
+    let mut server = ca.serve_with(&METRICS);
+    let port = server.metrics.clone().unwrap();
+    let (address, bundle, token) = (server.address.clone(), ca.bundle(), ca.token(ID));
+    // The request has come whole and waits for the database.
+    let lock = ca.sqlite();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let caller = tokio::spawn(async move {
+        let (_, csr) = new_key_and_csr(None).unwrap();
+        let (bundle_pem, csr_pem, credential) = (bundle.as_str(), csr.as_str(), Credential::Token(token));
+        enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None }).await
+    });
+    sleep(Duration::from_millis(700)).await;
+    let pid = nix::unistd::Pid::from_raw(server.child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    sleep(Duration::from_millis(100)).await;
+    let mut prober = TcpStream::connect(port).await.unwrap();
+    prober.write_all(b"GET /readyz HTTP/1.1\r\nhost: ca\r\nconnection: close\r\n\r\n").await.unwrap();
+    let got = String::from_utf8(until_ended(&mut prober).await.0).unwrap();
+    assert!(got.starts_with("HTTP/1.1 503") && got.contains("stopping: "), "{got}");
+    assert!(!caller.is_finished());
+    lock.execute_batch("ROLLBACK").unwrap();
+    caller.await.unwrap().unwrap();
+    assert!(server.child.wait().unwrap().success());
+}
+
 #[test]
 fn a_taken_metrics_port_is_told_with_its_option() {
     let ca = Ca::new();
