@@ -272,7 +272,7 @@ async fn a_request_as_istios_agent_sends_it_is_served() {
     let server = cluster.serve(&ca, &[]);
     let (_, csr) = new_key_and_csr(None).unwrap();
     let roots = ca.bundle();
-    let stream = super::serving::tls_to(&roots, &server.address, b"h2").await;
+    let stream = super::limits::tls_to(&roots, &server.address, b"h2").await;
     let builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
     let io = hyper_util::rt::TokioIo::new(stream);
     let (sender, connection) = builder.handshake::<_, tonic::body::Body>(io).await.unwrap();

@@ -8,6 +8,7 @@ mod hostile;
 mod keys;
 mod kills;
 mod kubernetes;
+mod limits;
 mod oidc;
 mod operator;
 mod revoke;
