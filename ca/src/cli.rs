@@ -10,7 +10,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use outrigger_ca::{
     admin::AdminSocket,
     authority::{Algorithm, Password, ServerNameText},
-    store::ChainHash,
+    store::{ChainHash, PostgresUrl},
 };
 use outrigger_identity::{SpiffeId, TrustDomain};
 
@@ -114,6 +114,19 @@ pub(crate) enum Command {
         /// Write the root's key into this file and not into the CA's folder
         #[arg(long, value_name = "FILE")]
         offline_root: Option<PathBuf>,
+        /// PostgreSQL database for the log and the tokens, as postgres://user@host/database, so that replicas can share
+        /// them [default: the variable OUTRIGGER_CA_DATABASE, else a file in the CA's directory]
+        #[arg(long, value_name = "URL")]
+        database: Option<PostgresUrl>,
+        /// Make a replica of a CA that is there: an intermediate of its own under the same root, the same database
+        #[arg(long, requires_all = ["root", "root_key"], conflicts_with_all = ["offline_root", "root_ttl"])]
+        replica: bool,
+        /// Certificate of the root that the replicas share
+        #[arg(long, value_name = "FILE", requires = "replica")]
+        root: Option<PathBuf>,
+        /// Key of that root; read once, not copied
+        #[arg(long, value_name = "FILE", requires = "replica")]
+        root_key: Option<PathBuf>,
     },
     /// Issue a workload certificate into a directory: cert.pem, key.pem, bundle.pem
     Issue {

@@ -54,13 +54,16 @@ pub fn check(directory: Directory, password: Option<&Password>, now: OffsetDateT
         folder(&directory),
         private_file("intermediate_key_file", &directory.intermediate_key_path()),
         root_key(&directory),
-        private_file("database_file", &directory.database_path()),
         life("root_life", "root", directory.root(), now),
         life("intermediate_life", "intermediate", directory.intermediate(), now),
         signed_by_root(&directory),
         files(&directory),
         lists(&directory, now),
     ];
+    // A shared database has no file here.
+    if directory.database_path().exists() {
+        checks.insert(3, private_file("database_file", &directory.database_path()));
+    }
     if let Some(prepared) = directory.prepared() {
         checks.push(private_file("prepared_key_file", &directory.key_path(prepared)));
         checks.push(life("prepared_life", "prepared intermediate", &prepared.der, now));

@@ -11,7 +11,7 @@ use outrigger_identity::SpiffeId;
 use time::OffsetDateTime;
 
 use crate::{
-    attest::{Evidence, Refusal, attest},
+    attest::{Evidence, Refusal, attest, attest_lost_answer},
     authority::{Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject, rfc3339},
     store::{AuthorityState, CredentialKind, LogEntry, StoreError, Transaction},
 };
@@ -61,7 +61,12 @@ pub fn on_evidence(
     now: OffsetDateTime,
     admit: impl FnOnce(&SpiffeId) -> Result<(), Refusal>,
 ) -> Result<Issued, IssueError> {
-    let attested = attest(tx, authority, evidence, now)?;
+    let attested = match (attest(tx, authority, evidence, now), evidence) {
+        (Err(Refusal::TokenUsed(at)), Evidence::JoinToken(hash)) => {
+            attest_lost_answer(tx, authority, hash, key, now)?.ok_or(Refusal::TokenUsed(at))?
+        }
+        (attested, _) => attested?,
+    };
     may_issue(tx, authority, Some(&attested.subject.id))?;
     admit(&attested.subject.id)?;
     let certificate = authority.sign_workload(&attested.subject, key, ttl, now)?;

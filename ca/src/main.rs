@@ -12,7 +12,7 @@ use cli::{BundleCommand, Cli, Command, LogCommand, RevokeArgs, RotateCommand, To
 use commands::{
     Failure, Init, Issue, Kind, Outcome, Output, Prepare, Revoke, RevokeAuthority, Serve, Sign, Verify, Which,
 };
-use outrigger_ca::authority::NewRoot;
+use outrigger_ca::authority::{NewRoot, SharedRoot};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -61,6 +61,10 @@ fn run(command: Command, output: Output) -> Outcome {
             password,
             no_password,
             offline_root,
+            database,
+            replica: _,
+            root,
+            root_key,
         } => {
             let password = if no_password { None } else { password.read()? };
             let wish = Init {
@@ -73,6 +77,9 @@ fn run(command: Command, output: Output) -> Outcome {
                 password,
                 no_password,
                 offline_root,
+                database,
+                // The grammar asks for both with --replica, and for --replica with either.
+                shared_root: root.zip(root_key).map(|(certificate, key)| SharedRoot { certificate, key }),
             };
             commands::init(&dir, wish, output)
         }

@@ -4,6 +4,7 @@
 mod https;
 mod join_token;
 mod jwks;
+mod lost_answer;
 mod oidc;
 mod renewal;
 mod service_account;
@@ -19,6 +20,7 @@ use zeroize::Zeroizing;
 pub use https::{Https, HttpsError};
 pub use join_token::{CreateError, JoinToken, TokenHash, create as create_token, create_in as create_token_in};
 pub use jwks::KeySource;
+pub(crate) use lost_answer::attest as attest_lost_answer;
 pub use oidc::Oidc;
 pub use service_account::{DnsTemplate, DnsTemplateError, VouchedAccount};
 pub use token_review::TokenReview;

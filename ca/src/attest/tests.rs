@@ -6,7 +6,7 @@ use outrigger_identity::TrustDomain;
 use rcgen::{CertificateParams, DistinguishedName, Issuer, KeyPair, SanType};
 use rustls::pki_types::CertificateDer;
 
-use super::*;
+use super::{lost_answer::WINDOW, *};
 use crate::{
     authority::{DEFAULT_TTL, InitOptions, RequestedKey, init},
     issue::{self, IssueError},
@@ -36,6 +36,16 @@ impl World {
     fn token(&mut self, ttl: Duration) -> JoinToken {
         let subject = self.authority.subject("spiffe://mesh.example/a", &["a.mesh".into()]).unwrap();
         create_token(&mut self.database, &subject, ttl, now()).unwrap()
+    }
+
+    fn enrol_key(
+        &mut self,
+        key: &RequestedKey,
+        evidence: &Evidence,
+        now: OffsetDateTime,
+    ) -> Result<issue::Issued, IssueError> {
+        self.database
+            .transaction(|tx| issue::on_evidence(tx, &self.authority, evidence, key, DEFAULT_TTL, now, |_| Ok(())))
     }
 
     fn enrol(&mut self, evidence: &Evidence, now: OffsetDateTime) -> Result<issue::Issued, IssueError> {
@@ -187,4 +197,38 @@ fn hostile_certificates_renew_nothing_even_when_our_key_signed_them() {
     world.log(&serial, ours, &CertificateDer::from(vec![0]));
     let error = world.enrol(&Evidence::Certificate(der), now()).unwrap_err().to_string();
     assert!(error.contains("not the one"), "{error}");
+}
+
+#[test]
+fn an_answer_that_was_lost_is_given_once_more_for_the_same_key_and_by_another_process_alone() {
+    let key = || RequestedKey::of(&KeyPair::generate().unwrap()).unwrap();
+    let (ours, other) = (key(), key());
+    let used = |result: Result<issue::Issued, IssueError>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, IssueError::Refused(Refusal::TokenUsed(_))), "{error}");
+    };
+    let mut world = world();
+    let evidence = Evidence::JoinToken(TokenHash::of(world.token(Duration::from_secs(600)).as_str()));
+    // This process has answered and knows it.
+    world.enrol_key(&ours, &evidence, now()).unwrap();
+    used(world.enrol_key(&ours, &evidence, now()));
+
+    // The one before it may have died with the answer.
+    let subject = world.authority.subject("spiffe://mesh.example/a", &["a.mesh".into()]).unwrap();
+    let before = OffsetDateTime::now_utc() - Duration::from_secs(10);
+    let mut dead = |age: Duration| {
+        let token = create_token(&mut world.database, &subject, Duration::from_secs(3600), before - age).unwrap();
+        let evidence = Evidence::JoinToken(TokenHash::of(token.as_str()));
+        (world.enrol_key(&ours, &evidence, before - age).unwrap(), evidence)
+    };
+    let ((lost, evidence), (_, late)) = (dead(Duration::ZERO), dead(WINDOW));
+    let now = OffsetDateTime::now_utc();
+    used(world.enrol_key(&other, &evidence, now));
+    used(world.enrol_key(&ours, &late, now));
+    let again = world.enrol_key(&ours, &evidence, now).unwrap();
+    assert_eq!(again.id.unwrap().as_str(), "spiffe://mesh.example/a");
+    assert_eq!(again.credential, CredentialKind::Certificate);
+    let entry = world.database.snapshot(|tx| tx.by_serial(&again.certificate.serial)).unwrap().unwrap();
+    assert_eq!((entry.credential_ref.unwrap(), entry.dns_names), (lost.certificate.serial, vec!["a.mesh".to_owned()]));
+    used(world.enrol_key(&ours, &evidence, now));
 }

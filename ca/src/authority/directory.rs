@@ -12,9 +12,9 @@ use time::OffsetDateTime;
 
 use super::{
     Authority, AuthorityError, DATABASE, Member, Members, Password, ROOT_KEY, SETTINGS, ServerNameText, Settings,
-    Subject, SubjectError, files, import, keyring::Keyring, sealed,
+    Subject, SubjectError, files, import, keyring::Keyring, sealed, whole_second,
 };
-use crate::store::{AuthorityState, Database};
+use crate::store::{AuthorityState, Claim, Database, Location, StoreError};
 use outrigger_identity::TrustDomain;
 
 /// A CA's folder, without its keys: what it is and whom it may name.
@@ -41,7 +41,8 @@ impl Directory {
         };
         let settings: Settings =
             serde_json::from_slice(&text).map_err(|e| files::damaged(&settings_path, e.to_string()))?;
-        let mut database = Database::open(&dir.join(DATABASE))?;
+        let location = Location::choose(settings.database.as_deref(), &dir.join(DATABASE))?;
+        let mut database = Database::at(&location, &settings.trust_domain, Claim::Existing)?;
         import::run(&mut database, dir, &settings, OffsetDateTime::now_utc())?;
         Self::of(dir.to_owned(), settings, database.snapshot(Members::load)?)
     }
@@ -65,7 +66,7 @@ impl Directory {
     /// Reads the intermediate's key too, with the password if it is encrypted.
     pub fn unlock(self, password: Option<&Password>) -> Result<Authority, AuthorityError> {
         let issuer = self.issuer(&self.active, &self.intermediate_key_path(), password)?;
-        Ok(Authority { directory: self, issuer: Arc::new(issuer) })
+        Ok(Authority { directory: self, issuer: Arc::new(issuer), opened_at: whole_second(OffsetDateTime::now_utc()) })
     }
 
     /// A member with its key, which must be the one in the file.
@@ -99,7 +100,12 @@ impl Directory {
         }
     }
 
-    /// Where the issuance log is.
+    /// The database of this CA.
+    pub fn database(&self) -> Result<Location, StoreError> {
+        Location::choose(self.settings.database.as_deref(), &self.database_path())
+    }
+
+    /// Where the issuance log is, unless it is in a shared database.
     pub fn database_path(&self) -> PathBuf {
         self.dir.join(DATABASE)
     }

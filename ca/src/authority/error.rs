@@ -101,6 +101,16 @@ pub enum AuthorityError {
         /// Its `notAfter`.
         at: String,
     },
+    /// What shall be the shared root is none of this trust domain.
+    #[error(
+        "{path} is no root of the trust domain {domain}; give the root.pem of the CA that this one shall be a replica of"
+    )]
+    NotTheRoot {
+        /// The file.
+        path: String,
+        /// The trust domain of the replica.
+        domain: String,
+    },
     /// The next intermediate is there already.
     #[error("the next intermediate is already prepared ({name}); let it sign with \"outrigger-ca rotate activate\"")]
     AlreadyPrepared {

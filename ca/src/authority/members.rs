@@ -91,7 +91,7 @@ impl Member {
     }
 
     /// Whether it is the issuer that a certificate names.
-    fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
+    pub(crate) fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
         self.subject == certificate.issuer().as_raw()
             && match (&self.key_id, authority_key_id(certificate)) {
                 (Some(own), Some(named)) => *own == named,

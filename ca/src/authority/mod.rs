@@ -33,7 +33,7 @@ use time::OffsetDateTime;
 #[cfg(test)]
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-pub use ceremony::{INTERMEDIATE_LIFETIME, InitOptions, ROOT_LIFETIME, init};
+pub use ceremony::{INTERMEDIATE_LIFETIME, InitOptions, ROOT_LIFETIME, SharedDatabase, SharedRoot, init};
 pub use crl::CRL_LIFETIME;
 pub use directory::Directory;
 pub use error::AuthorityError;
@@ -76,6 +76,9 @@ pub(crate) struct Settings {
     pub(crate) trust_domain: TrustDomain,
     /// DNS names and IP addresses of the enrolment server.
     pub(crate) names: Vec<String>,
+    /// URL of a shared database, without a password; `None` is [`DATABASE`] in the folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) database: Option<String>,
     /// Read from a CA of before the database knew of its intermediates: the name of the current one's two files
     /// without `.pem` and `-key.pem`; `None` is that of the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,6 +107,7 @@ pub struct SignedCertificate {
 pub struct Authority {
     directory: Directory,
     issuer: Arc<Issuer<'static, SecretKey>>,
+    opened_at: OffsetDateTime,
 }
 
 /// An authority is its directory and a key.
@@ -125,9 +129,14 @@ impl Authority {
     pub fn with_members(&self, members: Members, password: Option<&Password>) -> Result<Self, AuthorityError> {
         let directory = self.directory.with_members(members)?;
         if directory.active().row.fingerprint == self.active().row.fingerprint {
-            return Ok(Self { directory, issuer: Arc::clone(&self.issuer) });
+            return Ok(Self { directory, issuer: Arc::clone(&self.issuer), opened_at: self.opened_at });
         }
         directory.unlock(password)
+    }
+
+    /// The second since which this process signs with this intermediate.
+    pub(crate) fn opened_at(&self) -> OffsetDateTime {
+        self.opened_at
     }
 
     /// Adds names for the enrolment server, for this process only.
@@ -205,6 +214,11 @@ fn read_certificate(path: &Path) -> Result<CertificateFile, AuthorityError> {
     let pem = std::fs::read_to_string(path).map_err(|e| files::error("read", path, e))?;
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| files::damaged(path, e.to_string()))?;
     Ok(CertificateFile { der })
+}
+
+/// As the database keeps times.
+fn whole_second(at: OffsetDateTime) -> OffsetDateTime {
+    at.replace_nanosecond(0).unwrap_or(at)
 }
 
 /// Lower-case hex without separators.

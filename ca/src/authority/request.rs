@@ -7,7 +7,7 @@ use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
 use x509_parser::{
     oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ED25519},
-    prelude::{FromDer, X509CertificationRequest},
+    prelude::{FromDer, X509Certificate, X509CertificationRequest},
 };
 
 /// The longest request, in bytes of PEM. A P-384 request with many names is under 4 KiB.
@@ -71,6 +71,11 @@ impl RequestedKey {
     /// The public half of a key that this process has just made.
     pub fn of(key: &impl PublicKeyData) -> Result<Self, RequestError> {
         SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map(Self).map_err(|_| RequestError::KeyKind)
+    }
+
+    /// Whether it is the key of this certificate.
+    pub(crate) fn is_of(&self, certificate: &X509Certificate<'_>) -> bool {
+        self.0.subject_public_key_info() == certificate.public_key().raw
     }
 
     pub(super) fn as_rcgen(&self) -> &SubjectPublicKeyInfo {

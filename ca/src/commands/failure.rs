@@ -119,6 +119,7 @@ impl From<AuthorityError> for Failure {
             AuthorityError::OfflineRootInside { .. } => (Kind::Refused, "offline_root_inside"),
             AuthorityError::IntermediateOutlivesRoot { .. } => (Kind::Refused, "lifetime"),
             AuthorityError::NoMemory(_) => (Kind::Failed, "memory"),
+            AuthorityError::NotTheRoot { .. } => (Kind::Refused, "root_trust_domain"),
             AuthorityError::RootExpired { .. } => (Kind::Refused, "root_expired"),
             AuthorityError::AlreadyPrepared { .. } => (Kind::Refused, "already_prepared"),
             AuthorityError::NothingPrepared => (Kind::NotFound, "nothing_prepared"),
@@ -152,13 +153,25 @@ impl From<AuthorityError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::of(Kind::Failed, store_code(&error), &error)
+        let kind = match &error {
+            StoreError::Url(..) => Kind::Usage,
+            StoreError::NoCa(_) => Kind::NotFound,
+            StoreError::Taken { .. } | StoreError::OtherTrustDomain { .. } => Kind::Refused,
+            _ => Kind::Failed,
+        };
+        Self::of(kind, store_code(&error), &error)
     }
 }
 
 fn store_code(error: &StoreError) -> &'static str {
     match error {
-        StoreError::Sqlite(_) | StoreError::NoWal(_) => "database",
+        StoreError::Sqlite(_) | StoreError::NoWal(_) | StoreError::Postgres { .. } => "database",
+        StoreError::Unknown(_) => "database_unknown",
+        StoreError::Url(..) => "database_url",
+        StoreError::Tls(_) => "database_tls",
+        StoreError::NoCa(_) => "database_empty",
+        StoreError::Taken { .. } => "database_taken",
+        StoreError::OtherTrustDomain { .. } => "database_trust_domain",
         StoreError::Newer { .. } => "database_newer",
         StoreError::Damaged(_) => "database_damaged",
     }

@@ -132,6 +132,7 @@ impl From<IssueError> for Refused {
                 | AuthorityError::OfflineRootInside { .. }
                 | AuthorityError::IntermediateOutlivesRoot { .. }
                 | AuthorityError::RootExpired { .. }
+                | AuthorityError::NotTheRoot { .. }
                 | AuthorityError::AlreadyPrepared { .. }
                 | AuthorityError::NothingPrepared
                 | AuthorityError::NothingActive

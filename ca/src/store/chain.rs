@@ -175,7 +175,7 @@ impl Transaction<'_> {
     }
 
     /// Number and hash of the newest record that was ever written: what the next one follows.
-    pub(super) fn head(&mut self) -> Result<(i64, ChainHash), StoreError> {
+    pub(super) fn read_head(&mut self) -> Result<(i64, ChainHash), StoreError> {
         let newest = self.query_first("SELECT hash FROM issued ORDER BY seq DESC LIMIT 1", &[])?;
         let before = match newest {
             Some(row) => row.chain_hash(0)?,

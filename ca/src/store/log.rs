@@ -86,7 +86,10 @@ const PAGE: usize = 500;
 impl Transaction<'_> {
     /// Adds a record behind the newest. Durable when the transaction around it has been committed.
     pub fn append(&mut self, entry: &LogEntry) -> Result<(), StoreError> {
-        let (last, before) = self.head()?;
+        let (last, before) = match self.head {
+            Some(head) => head,
+            None => self.read_head()?,
+        };
         let seq = last + 1;
         let hash = before.of_next(seq, entry);
         self.execute(INSERT, &values(entry, &names_to_json(&entry.dns_names), seq, &hash))?;
@@ -94,12 +97,21 @@ impl Transaction<'_> {
             self.execute("UPDATE ca SET last_seq = ?1", &[seq.into()])?;
         }
         self.appended = Some((seq, hash));
+        self.head = self.appended;
         Ok(())
     }
 
     /// The record of one certificate.
     pub fn by_serial(&mut self, serial: &str) -> Result<Option<LogEntry>, StoreError> {
         let row = self.query_first(&format!("SELECT {COLUMNS} FROM issued WHERE serial = ?1"), &[serial.into()])?;
+        row.map(|row| entry(&row, 0)).transpose()
+    }
+
+    /// The oldest record of a certificate that was issued for this credential.
+    pub fn by_credential(&mut self, kind: CredentialKind, reference: &str) -> Result<Option<LogEntry>, StoreError> {
+        let sql =
+            format!("SELECT {COLUMNS} FROM issued WHERE credential_ref = ?1 AND credential = ?2 ORDER BY seq LIMIT 1");
+        let row = self.query_first(&sql, &[reference.into(), kind.as_str().into()])?;
         row.map(|row| entry(&row, 0)).transpose()
     }
 

@@ -54,7 +54,11 @@ const STEPS: &[Step] = &[
     },
     Step { sqlite: Work::Code(chain_the_log), postgres: Work::Sql(POSTGRES_TOKENS_AND_LOG) },
     Step { sqlite: Work::Sql(authorities::SQLITE), postgres: Work::Sql(authorities::POSTGRES) },
+    Step { sqlite: Work::Sql(BY_CREDENTIAL), postgres: Work::Sql(BY_CREDENTIAL) },
 ];
+
+/// What became of a token, or of a certificate.
+const BY_CREDENTIAL: &str = "CREATE INDEX issued_by_credential ON issued (credential_ref)";
 
 const POSTGRES_TOKENS_AND_LOG: &str = "
     CREATE TABLE token (
@@ -86,6 +90,11 @@ const POSTGRES_TOKENS_AND_LOG: &str = "
         pruned    BIGINT NOT NULL,           -- how many records went
         pruned_at BIGINT NOT NULL
     );
+    CREATE TABLE ca (
+        one          BOOLEAN PRIMARY KEY DEFAULT true CHECK (one), -- one row, whose lock every writer takes first
+        trust_domain TEXT NOT NULL,
+        last_seq     BIGINT NOT NULL         -- of the newest record that was ever written
+    );
     CREATE FUNCTION issued_is_append_only() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN RAISE EXCEPTION 'the issuance log is append-only'; END $$;
     CREATE TRIGGER issued_is_append_only BEFORE UPDATE ON issued
@@ -104,7 +113,7 @@ const POSTGRES_TOKENS_AND_LOG: &str = "
 
 /// Brings the schema up to date, in one transaction.
 pub(super) fn run(sql: &mut dyn Sql) -> Result<(), StoreError> {
-    sql.begin(Mode::Write)?;
+    sql.begin(Mode::Migrate)?;
     if let Err(error) = steps(sql) {
         sql.rollback();
         return Err(error);

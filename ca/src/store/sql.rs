@@ -137,7 +137,6 @@ pub(super) enum CommitError {
     /// Nothing of it happened.
     NotDone(StoreError),
     /// The connection broke before the answer came: it may have happened or not.
-    #[expect(dead_code, reason = "for the second backend")]
     Unknown(StoreError),
 }
 
@@ -156,6 +155,8 @@ pub(super) enum Mode {
     Write,
     /// One state of the database, however long it takes; writers are not kept waiting.
     Read,
+    /// One migration at a time, before there are tables.
+    Migrate,
 }
 
 /// A connection to a database.
@@ -177,10 +178,19 @@ pub(super) trait Sql: Send {
     /// An error if the database has ended the transaction by itself, so that a savepoint does not begin another.
     fn still_open(&self) -> Result<(), StoreError>;
 
+    /// What failed since the savepoint has been undone.
+    fn undone(&mut self) {}
+
     fn commit(&mut self) -> Result<(), CommitError>;
 
     /// Gives the transaction up. Whatever comes of it, nothing of it stays.
     fn rollback(&mut self);
+
+    /// What has failed since [`Sql::begin`], or in it, and would perhaps succeed if all of it were tried again: the
+    /// connection broke, or another transaction was in the way.
+    fn passing(&self) -> Option<StoreError> {
+        None
+    }
 
     /// How many steps of `migrations.rs` this database has seen.
     fn schema_version(&mut self) -> Result<i64, StoreError>;

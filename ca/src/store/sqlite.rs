@@ -90,7 +90,7 @@ impl Sql for Sqlite {
     fn begin(&mut self, mode: Mode) -> Result<(), StoreError> {
         // IMMEDIATE takes the write lock first.
         self.batch(match mode {
-            Mode::Write => "BEGIN IMMEDIATE",
+            Mode::Write | Mode::Migrate => "BEGIN IMMEDIATE",
             Mode::Read => "BEGIN DEFERRED",
         })
     }

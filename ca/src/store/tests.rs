@@ -9,6 +9,63 @@ pub(super) fn at(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()
 }
 
+/// A new database.
+pub(super) struct Place {
+    location: Location,
+    _file: Option<tempfile::NamedTempFile>,
+}
+
+impl Place {
+    pub(super) fn open(&self) -> Database {
+        Database::at(&self.location, &domain(), Claim::Existing).unwrap()
+    }
+
+    /// Opens it on a thread of its own, for tests in a runtime, where a blocking client must not be.
+    fn spawn(&self) -> (Store, std::thread::JoinHandle<()>) {
+        let location = self.location.clone();
+        let open = move || Store::spawn(Database::at(&location, &domain(), Claim::Existing).unwrap()).unwrap();
+        std::thread::spawn(open).join().unwrap()
+    }
+
+    /// As [`Place::open`], for one use, in tests in a runtime.
+    fn with<T: Send + 'static>(&self, work: impl FnOnce(&mut Database) -> T + Send + 'static) -> T {
+        let location = self.location.clone();
+        let run = move || work(&mut Database::at(&location, &domain(), Claim::Existing).unwrap());
+        std::thread::spawn(run).join().unwrap()
+    }
+}
+
+pub(super) fn domain() -> TrustDomain {
+    TrustDomain::parse("mesh.example").unwrap()
+}
+
+/// A new place, empty but for the schema.
+pub(super) fn place(dialect: Dialect) -> Place {
+    match dialect {
+        Dialect::Sqlite => {
+            let file = file();
+            Place { location: Location::File(file.path().to_owned()), _file: Some(file) }
+        }
+        Dialect::Postgres => {
+            let make = || {
+                let url = server::Postgres::shared().database().parse().unwrap();
+                let location = Location::Postgres(url);
+                Database::at(&location, &domain(), Claim::New).unwrap().take(&domain()).unwrap();
+                location
+            };
+            Place { location: std::thread::spawn(make).join().unwrap(), _file: None }
+        }
+    }
+}
+
+/// What is promised is promised for each kind of database.
+pub(super) const BOTH: [Dialect; 2] = [Dialect::Sqlite, Dialect::Postgres];
+
+/// One of each kind.
+pub(super) fn places() -> [Place; 2] {
+    BOTH.map(place)
+}
+
 pub(super) fn file() -> tempfile::NamedTempFile {
     tempfile::NamedTempFile::new().unwrap()
 }
@@ -41,14 +98,15 @@ fn serials(db: &mut Database) -> Vec<String> {
 
 #[test]
 fn a_committed_record_is_there_for_the_next_process_and_whole() {
-    let file = file();
-    let mut db = Database::open(file.path()).unwrap();
-    db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
-    // Another connection, while the first is still open and has closed nothing.
-    let mut other = Database::open(file.path()).unwrap();
-    let read = other.snapshot(|tx| tx.by_serial("aa")).unwrap().unwrap();
-    assert_eq!(format!("{read:?}"), format!("{:?}", entry("aa")));
-    assert!(other.snapshot(|tx| tx.by_serial("bb")).unwrap().is_none());
+    for place in places() {
+        let mut db = place.open();
+        db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
+        // Another connection, while the first is still open and has closed nothing.
+        let mut other = place.open();
+        let read = other.snapshot(|tx| tx.by_serial("aa")).unwrap().unwrap();
+        assert_eq!(format!("{read:?}"), format!("{:?}", entry("aa")));
+        assert!(other.snapshot(|tx| tx.by_serial("bb")).unwrap().is_none());
+    }
 }
 
 #[test]
@@ -66,46 +124,49 @@ fn the_database_is_as_durable_as_it_promises() {
 
 #[test]
 fn what_fails_half_way_leaves_nothing() {
-    let file = file();
-    let mut db = Database::open(file.path()).unwrap();
-    let result: Result<(), StoreError> = db.transaction(|tx| {
-        tx.append(&entry("aa"))?;
-        tx.append(&entry("aa")) // the same serial again
-    });
-    assert!(result.is_err());
-    assert!(serials(&mut db).is_empty());
+    for place in places() {
+        let mut db = place.open();
+        let result: Result<(), StoreError> = db.transaction(|tx| {
+            tx.append(&entry("aa"))?;
+            tx.append(&entry("aa")) // the same serial again
+        });
+        assert!(result.is_err());
+        assert!(serials(&mut db).is_empty());
+    }
 }
 
 #[test]
 fn records_are_never_changed() {
-    let file = file();
-    let mut db = Database::open(file.path()).unwrap();
-    db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
-    let error = db.batch("UPDATE issued SET id = 'x'").unwrap_err();
-    assert!(error.to_string().contains("append-only"), "{error}");
+    for place in places() {
+        let mut db = place.open();
+        db.transaction(|tx| tx.append(&entry("aa"))).unwrap();
+        let error = db.batch("UPDATE issued SET id = 'x'").unwrap_err();
+        assert!(error.to_string().contains("append-only"), "{error}");
+    }
 }
 
 #[test]
 fn a_token_is_spent_once_and_not_after_its_time() {
-    let file = file();
-    let mut db = Database::open(file.path()).unwrap();
-    let token = TokenRow {
-        id: "spiffe://mesh.example/a".into(),
-        dns_names: vec![],
-        created_at: at(0),
-        expires_at: at(10),
-        used_at: None,
-        revoked_at: None,
-    };
-    let (one, two) = ([1; 32], [2; 32]);
-    db.transaction(|tx| tx.insert_token(&one, &token)).unwrap();
-    db.transaction(|tx| tx.insert_token(&two, &token)).unwrap();
-    let mut spend = |hash, now| db.transaction(|tx| tx.spend_token(hash, now)).unwrap();
-    assert!(spend(&one, at(9)));
-    assert!(!spend(&one, at(9)), "spent twice");
-    assert!(!spend(&two, at(10)), "spent at its expiry");
-    assert!(!spend(&[3; 32], at(0)), "unknown");
-    assert!(spend(&two, at(9)), "the failed attempt must not have spent it");
+    for place in places() {
+        let mut db = place.open();
+        let token = TokenRow {
+            id: "spiffe://mesh.example/a".into(),
+            dns_names: vec![],
+            created_at: at(0),
+            expires_at: at(10),
+            used_at: None,
+            revoked_at: None,
+        };
+        let (one, two) = ([1; 32], [2; 32]);
+        db.transaction(|tx| tx.insert_token(&one, &token)).unwrap();
+        db.transaction(|tx| tx.insert_token(&two, &token)).unwrap();
+        let mut spend = |hash, now| db.transaction(|tx| tx.spend_token(hash, now)).unwrap();
+        assert!(spend(&one, at(9)));
+        assert!(!spend(&one, at(9)), "spent twice");
+        assert!(!spend(&two, at(10)), "spent at its expiry");
+        assert!(!spend(&[3; 32], at(0)), "unknown");
+        assert!(spend(&two, at(9)), "the failed attempt must not have spent it");
+    }
 }
 
 #[test]
@@ -120,80 +181,82 @@ fn a_newer_schema_is_left_alone_and_a_lost_file_is_not_made_anew() {
 
 #[tokio::test]
 async fn nothing_is_done_for_a_caller_that_has_gone_before_its_turn() {
-    let file = file();
-    let (store, thread) = Store::spawn(Database::open(file.path()).unwrap()).unwrap();
-    let (begin, wait) = std::sync::mpsc::channel::<()>();
-    let busy = tokio::spawn({
-        let store = store.clone();
-        async move {
-            let hold = move |_: &mut Transaction<'_>| {
-                wait.recv().unwrap();
-                Ok::<_, StoreError>(())
-            };
-            store.transaction(hold).await
-        }
-    });
-    tokio::task::yield_now().await;
-    let record = |serial: &'static str| {
-        let store = store.clone();
-        async move { store.transaction(move |tx| tx.append(&entry(serial))).await }
-    };
-    let impatient = tokio::time::timeout(std::time::Duration::from_millis(50), record("aa"));
-    assert!(impatient.await.is_err(), "it gave up");
-    begin.send(()).unwrap();
-    busy.await.unwrap().unwrap().unwrap();
-    record("bb").await.unwrap().unwrap();
-    drop(store);
-    thread.join().unwrap();
-    assert_eq!(serials(&mut Database::open(file.path()).unwrap()), ["bb"]);
+    for place in places() {
+        let (store, thread) = place.spawn();
+        let (begin, wait) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::spawn({
+            let store = store.clone();
+            async move {
+                let hold = move |_: &mut Transaction<'_>| {
+                    wait.recv().unwrap();
+                    Ok::<_, StoreError>(())
+                };
+                store.transaction(hold).await
+            }
+        });
+        tokio::task::yield_now().await;
+        let record = |serial: &'static str| {
+            let store = store.clone();
+            async move { store.transaction(move |tx| tx.append(&entry(serial))).await }
+        };
+        let impatient = tokio::time::timeout(std::time::Duration::from_millis(50), record("aa"));
+        assert!(impatient.await.is_err(), "it gave up");
+        begin.send(()).unwrap();
+        busy.await.unwrap().unwrap().unwrap();
+        record("bb").await.unwrap().unwrap();
+        drop(store);
+        thread.join().unwrap();
+        assert_eq!(place.with(serials), ["bb"]);
+    }
 }
 
 #[tokio::test]
 async fn callers_that_share_a_transaction_fail_each_for_itself() {
-    let file = file();
-    let (store, thread) = Store::spawn(Database::open(file.path()).unwrap()).unwrap();
-    let (begin, wait) = std::sync::mpsc::channel::<()>();
-    let hold = {
-        let store = store.clone();
-        tokio::spawn(async move {
-            let hold = move |_: &mut Transaction<'_>| {
-                wait.recv().unwrap();
-                Ok::<_, StoreError>(())
-            };
-            store.transaction(hold).await
-        })
-    };
-    tokio::task::yield_now().await;
-    let mut callers = tokio::task::JoinSet::new();
-    for n in 0..100 {
-        let store = store.clone();
-        // Every third does its work and then fails; every third takes a serial that is there.
-        callers.spawn(async move {
-            let serial = if n % 3 == 1 { "00".to_owned() } else { format!("{n:02x}") };
-            let work = move |tx: &mut Transaction<'_>| {
-                tx.append(&entry(&serial))?;
-                if n % 3 == 2 { Err(StoreError::Damaged("nothing".into())) } else { Ok(n) }
-            };
-            (n, store.transaction(work).await.unwrap())
-        });
-    }
-    tokio::task::yield_now().await;
-    begin.send(()).unwrap();
-    hold.await.unwrap().unwrap().unwrap();
-    let mut done = Vec::new();
-    while let Some(caller) = callers.join_next().await {
-        let (n, result) = caller.unwrap();
-        if result.is_ok() {
-            done.push(n);
+    for place in places() {
+        let (store, thread) = place.spawn();
+        let (begin, wait) = std::sync::mpsc::channel::<()>();
+        let hold = {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let hold = move |_: &mut Transaction<'_>| {
+                    wait.recv().unwrap();
+                    Ok::<_, StoreError>(())
+                };
+                store.transaction(hold).await
+            })
+        };
+        tokio::task::yield_now().await;
+        let mut callers = tokio::task::JoinSet::new();
+        for n in 0..100 {
+            let store = store.clone();
+            // Every third does its work and then fails; every third takes a serial that is there.
+            callers.spawn(async move {
+                let serial = if n % 3 == 1 { "00".to_owned() } else { format!("{n:02x}") };
+                let work = move |tx: &mut Transaction<'_>| {
+                    tx.append(&entry(&serial))?;
+                    if n % 3 == 2 { Err(StoreError::Damaged("nothing".into())) } else { Ok(n) }
+                };
+                (n, store.transaction(work).await.unwrap())
+            });
         }
+        tokio::task::yield_now().await;
+        begin.send(()).unwrap();
+        hold.await.unwrap().unwrap().unwrap();
+        let mut done = Vec::new();
+        while let Some(caller) = callers.join_next().await {
+            let (n, result) = caller.unwrap();
+            if result.is_ok() {
+                done.push(n);
+            }
+        }
+        drop(store);
+        thread.join().unwrap();
+        done.sort_unstable();
+        assert_eq!(done.len(), 34, "{done:?}");
+        let mut there: Vec<_> =
+            place.with(serials).iter().map(|serial| i64::from_str_radix(serial, 16).unwrap()).collect();
+        there.sort_unstable();
+        assert_eq!(there.len(), done.len(), "who was told Ok is there, and nobody else");
+        assert_eq!(place.with(|db| db.snapshot(|tx| tx.verify_chain(None))).unwrap().records, 34);
     }
-    drop(store);
-    thread.join().unwrap();
-    done.sort_unstable();
-    assert_eq!(done.len(), 34, "{done:?}");
-    let mut db = Database::open(file.path()).unwrap();
-    let mut there: Vec<_> = serials(&mut db).iter().map(|serial| i64::from_str_radix(serial, 16).unwrap()).collect();
-    there.sort_unstable();
-    assert_eq!(there.len(), done.len(), "who was told Ok is there, and nobody else");
-    assert_eq!(db.snapshot(|tx| tx.verify_chain(None)).unwrap().records, 34);
 }

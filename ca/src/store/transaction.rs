@@ -16,11 +16,13 @@ pub struct Transaction<'a> {
     sql: &'a mut dyn Sql,
     /// The newest record that this transaction has appended.
     pub(super) appended: Option<(i64, ChainHash)>,
+    /// What the next record follows, once it has been read: nobody else writes meanwhile.
+    pub(super) head: Option<(i64, ChainHash)>,
 }
 
 impl<'a> Transaction<'a> {
     pub(super) fn new(sql: &'a mut dyn Sql) -> Self {
-        Self { sql, appended: None }
+        Self { sql, appended: None, head: None }
     }
 
     pub(super) fn dialect(&self) -> Dialect {
@@ -44,7 +46,7 @@ impl<'a> Transaction<'a> {
         &mut self,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let appended = self.appended;
+        let (appended, head) = (self.appended, self.head);
         self.sql.still_open()?;
         self.sql.batch("SAVEPOINT part")?;
         let result = work(self);
@@ -54,8 +56,9 @@ impl<'a> Transaction<'a> {
                 Ok(value)
             }
             Err(error) => {
-                self.appended = appended;
+                (self.appended, self.head) = (appended, head);
                 self.sql.batch("ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part")?;
+                self.sql.undone();
                 Err(error)
             }
         }

@@ -10,6 +10,10 @@ mod kills;
 mod kubernetes;
 mod oidc;
 mod operator;
+#[path = "../support/postgres.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod postgres;
+mod replicas;
 mod revoke;
 mod roots;
 mod rotate;
@@ -96,10 +100,6 @@ impl Ca {
         token.trim().to_owned()
     }
 
-    fn database(&self) -> Database {
-        Database::open(&self.dir.path().join("ca/ca.db")).unwrap()
-    }
-
     /// The database's file, for who looks or meddles.
     fn sqlite(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.dir.path().join("ca/ca.db")).unwrap()
@@ -108,7 +108,7 @@ impl Ca {
     /// Many tokens without a process for each.
     fn tokens(&self, count: usize) -> Vec<String> {
         let directory = Directory::open(&self.dir.path().join("ca")).unwrap();
-        let mut database = self.database();
+        let mut database = Database::of(&directory).unwrap();
         let subject = directory.subject(ID, &[]).unwrap();
         let now = time::OffsetDateTime::now_utc();
         let mut one =
