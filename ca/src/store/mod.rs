@@ -274,4 +274,7 @@ mod server;
 mod tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
+mod tests_authorities;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests_chain;

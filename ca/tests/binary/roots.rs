@@ -330,6 +330,56 @@ fn a_root_that_was_made_elsewhere_joins_signs_and_is_never_of_another_trust_doma
     assert_eq!(ca.bundle(), before);
 }
 
+/// The blocking client of PostgreSQL must not run within a runtime, so this test is none of one.
+#[test]
+fn replicas_follow_each_other_to_a_new_root_and_publish_each_others_lists() {
+    let url = super::postgres::Postgres::shared().database();
+    let (one, two) = (Ca::with(&["--database", &url]), Ca { dir: tempfile::tempdir().unwrap() });
+    let (folder, key) = (two.path("ca"), one.path("ca/root-key.pem"));
+    let init = ["init", "--dir", &folder, "--trust-domain", "mesh.example", "--database", &url, "--name", "127.0.0.1"];
+    ok(&[&init[..], &["--replica", "--root", &one.path("ca/root.pem"), "--root-key", &key]].concat());
+    let old = one.one("root", "active");
+    assert_eq!(one.authorities("intermediate", "active").len(), 2, "each has one of its own");
+
+    // Revoked here, signed there: the issuer's key is with the other replica, which runs.
+    let (status, issued, _) = two.json(&["issue", "--id", ID, "--out", &two.path("w")]);
+    assert_eq!(status, 0);
+    let serial = issued[0]["serial"].as_str().unwrap().to_owned();
+    let servers = [one.serve(), two.serve()];
+    let (_, lines, _) = one.json(&["revoke", &serial]);
+    assert_eq!((&lines[0]["revoked"], &lines[0]["lists_waiting"]), (&json!([serial]), &json!(1)));
+    for (ca, server) in [&one, &two].into_iter().zip(&servers) {
+        let url = format!("https://{}/crl.pem", server.address);
+        eventually("both publish the list that one can sign", || {
+            let text = super::serving::curl(ca, &url, &[]).text;
+            let lists = text.split_inclusive("-----END X509 CRL-----\n").filter(|it| it.contains("BEGIN X509 CRL"));
+            let listed = lists.filter(|list| {
+                let file = ca.path("one.crl");
+                std::fs::write(&file, &list[list.find("-----BEGIN X509").unwrap()..]).unwrap();
+                let out = Command::new("openssl").args(["crl", "-in", &file, "-noout", "-text"]).output().unwrap();
+                String::from_utf8_lossy(&out.stdout).to_lowercase().contains(&serial)
+            });
+            listed.count() == 1
+        });
+    }
+    drop(servers);
+
+    assert_eq!(one.json(&["rotate", "prepare", "--root"]).0, 0);
+    assert_eq!(one.json(&["rotate", "activate", "--force"]).0, 0);
+    // The other replica signs under the old root still.
+    one.refuses(&["rotate", "taint", &old], 3, "still_signing");
+    let next = two.status()["next"].to_string();
+    assert!(next.contains("rotate prepare"), "{next}");
+    let keys = std::fs::read_dir(one.path("ca")).unwrap().map(|f| f.unwrap().path().to_str().unwrap().to_owned());
+    let key = keys.into_iter().find(|name| name.contains("/root-") && name.ends_with("-key.pem") && *name != key);
+    assert_eq!(two.json(&["rotate", "prepare", "--root-key", &key.unwrap()]).0, 0);
+    assert_eq!(two.json(&["rotate", "activate"]).0, 0, "its root is the active one already");
+    assert_eq!(one.json(&["rotate", "taint", &old]).0, 0);
+    assert_eq!(two.json(&["rotate", "revoke", &old]).0, 0, "its only certificate is revoked");
+    assert_eq!(one.bundle(), two.bundle());
+    assert_eq!((one.json(&["log", "verify"]).0, two.json(&["check"]).0), (0, 0));
+}
+
 #[test]
 fn a_ca_from_before_the_database_knew_its_authorities_goes_on() {
     let ca = Ca::new();
@@ -342,12 +392,16 @@ fn a_ca_from_before_the_database_knew_its_authorities_goes_on() {
     let mut old: Value = serde_json::from_str(&std::fs::read_to_string(&settings).unwrap()).unwrap();
     old["prepared"] = json!(next.trim_end_matches(".pem"));
     std::fs::write(&settings, old.to_string()).unwrap();
-    ca.sqlite()
-        .execute_batch(
-            "PRAGMA foreign_keys = OFF; DROP TABLE crl; DROP TABLE blocked_id; DROP TABLE revocation;
-             DROP TABLE bundle; DROP TABLE authority; DROP INDEX issued_by_end; PRAGMA user_version = 2",
-        )
-        .unwrap();
+    // As the schema was then: what later steps add is gone.
+    let database = ca.sqlite();
+    database.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+    let later = "SELECT 'DROP INDEX ' || name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL
+                 UNION ALL SELECT 'DROP TABLE ' || name FROM sqlite_master WHERE type = 'table'
+                 AND name NOT IN ('token', 'issued', 'log_anchor', 'sqlite_sequence')";
+    let later: Vec<String> =
+        database.prepare(later).unwrap().query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    database.execute_batch(&(later.join("; ") + "; PRAGMA user_version = 2")).unwrap();
+    drop(database);
     assert_eq!(
         (ca.one("intermediate", "active"), ca.one("intermediate", "prepared")),
         (active.clone(), prepared.clone())
