@@ -148,6 +148,11 @@ fn bundle(command: BundleCommand, output: Output) -> Outcome {
 }
 
 fn revoke(args: RevokeArgs, output: Output) -> Outcome {
+    // The grammar does not see it where something else than an id is named.
+    if args.id.is_none() && (args.block || args.unblock) {
+        let message = "--block and --unblock are about an id; name it with --id";
+        return Err(Failure::new(Kind::Usage, "usage", message));
+    }
     let which = match (args.id, args.token) {
         (Some(id), _) if args.unblock => return commands::unblock(&args.dir, &id, output),
         (Some(id), _) => Which::Id { id, block: args.block },

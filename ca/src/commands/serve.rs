@@ -11,7 +11,7 @@ use outrigger_ca::{
     attest::Attestation,
     authority::{Authority, Password, ServerNameText},
     limits::Limits,
-    server::{self, Listeners, Live, ServeError, ServerCertificate, Upkeeper},
+    server::{self, Listeners, Live, ServeError, ServerCertificate},
     store::{Database, Store},
 };
 use serde_json::json;
@@ -60,15 +60,18 @@ pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     limits.connections = within_file_limit(limits.connections);
     let plan = Plan { listen, metrics_listen, admin_socket, attestation, limits, prune_after };
     let database = Database::of(&authority)?;
-    let upkeeper = Upkeeper { database: Database::of(&authority)?, live: Live::new(authority), password };
+    let upkeep = Database::of(&authority)?;
+    let live = Live::new(authority, upkeep, password);
     let (store, thread) = Store::spawn(database).map_err(|e| ServeError::System("start the database's thread", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| ServeError::System("start the runtime", e))?;
-    let result = runtime.block_on(run(plan, upkeeper, store, output));
+    let result = runtime.block_on(run(plan, Arc::clone(&live), store, output));
     // Ends every task, and with the last handle the database's thread, which first finishes what it was given.
     drop(runtime);
+    // A database's client may not end within a runtime.
+    drop(live);
     if thread.join().is_err() {
         tracing::error!("the database's thread panicked; this is a defect, please report it");
     }
@@ -93,13 +96,12 @@ fn within_file_limit(connections: u32) -> u32 {
     connections.min(most)
 }
 
-async fn run(plan: Plan, upkeeper: Upkeeper, store: Store, output: Output) -> Result<(), ServeError> {
+async fn run(plan: Plan, live: Arc<Live>, store: Store, output: Output) -> Result<(), ServeError> {
     // Before anything is promised, so that no signal is missed.
     let stop = |kind| signal(kind).map_err(|e| ServeError::System("handle signals", e));
     let (mut terminate, mut interrupt) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let mut hang_up = stop(SignalKind::hangup())?;
     let (stopping, shutdown) = watch::channel(false);
-    let live = Arc::clone(&upkeeper.live);
     let authority = live.get();
     if let Err(why) = plan.attestation.warm_up().await {
         tracing::warn!(%why, "tokens of Kubernetes cannot be examined yet");
@@ -167,5 +169,5 @@ async fn run(plan: Plan, upkeeper: Upkeeper, store: Store, output: Output) -> Re
         tokio::spawn(server::keep_forgetting(store.clone(), age));
     }
     let listeners = Listeners { enrolment, metrics, admin };
-    server::serve(listeners, upkeeper, store, own, plan.attestation, plan.limits, shutdown).await
+    server::serve(listeners, live, store, own, plan.attestation, plan.limits, shutdown).await
 }

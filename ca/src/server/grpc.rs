@@ -26,6 +26,9 @@ use crate::{
     store::{Store, Transaction},
 };
 
+/// The name under which Istio's message metadata carries the identity of somebody else.
+const IMPERSONATED: &str = "ImpersonatedIdentity";
+
 /// What the TLS layer knows of the caller; put into each request's extensions by the connection.
 #[derive(Debug, Clone)]
 pub struct PeerCertificate {
@@ -115,6 +118,10 @@ impl Inner {
         let shown = Credential::of(authorization, peer.certificate)?;
         *credential = shown.as_str();
         let request = request.into_inner();
+        // Istio's node proxies ask on behalf of others. Issuing for the caller instead would be the wrong answer.
+        if request.metadata.as_ref().is_some_and(|wishes| wishes.fields.contains_key(IMPERSONATED)) {
+            return Err(Refused::impersonation());
+        }
         let key = RequestedKey::from_csr_pem(&request.csr)?;
         let ttl = match u64::try_from(request.validity_duration) {
             Ok(0) => DEFAULT_TTL,

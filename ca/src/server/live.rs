@@ -2,16 +2,17 @@
 //! restart. It looks every few seconds, and at once at SIGHUP.
 
 use std::{
-    sync::Arc,
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
-use tokio::{
-    sync::{Notify, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 
 use super::ServeError;
 use crate::{
@@ -27,11 +28,25 @@ const AFTER_A_FAILURE: Duration = Duration::from_secs(60);
 /// How long a request waits for a change that the database has and this process has not.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What the thread that looks is told.
+enum Told {
+    Look,
+    End,
+}
+
 /// The authorities of this moment.
 pub struct Live {
     current: ArcSwap<Authority>,
     changes: watch::Sender<u64>,
-    look: Notify,
+    tell: Sender<Told>,
+    idle: Mutex<Option<Idle>>,
+}
+
+/// What the thread that looks works with, until there is one.
+struct Idle {
+    told: Receiver<Told>,
+    database: Database,
+    password: Option<Password>,
 }
 
 impl std::fmt::Debug for Live {
@@ -40,11 +55,24 @@ impl std::fmt::Debug for Live {
     }
 }
 
+/// Ends the thread that looks when it goes.
+pub(super) struct Keeper(Sender<Told>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // It may have ended before.
+        let _ = self.0.send(Told::End);
+    }
+}
+
 impl Live {
-    /// Begins with what was read at start.
-    pub fn new(authority: Authority) -> Arc<Self> {
+    /// Begins with what was read at start. `database` is a connection for this alone, so that a password's hash keeps no
+    /// caller waiting; `password` opens keys, and the next one is encrypted with it.
+    pub fn new(authority: Authority, database: Database, password: Option<Password>) -> Arc<Self> {
+        let (tell, told) = channel();
         let current = ArcSwap::from_pointee(authority);
-        Arc::new(Self { current, changes: watch::Sender::new(0), look: Notify::new() })
+        let idle = Mutex::new(Some(Idle { told, database, password }));
+        Arc::new(Self { current, changes: watch::Sender::new(0), tell, idle })
     }
 
     /// The CA of this moment.
@@ -59,7 +87,8 @@ impl Live {
 
     /// Looks now and not in a few seconds.
     pub fn look(&self) {
-        self.look.notify_one();
+        // Without a thread that looks nothing changes.
+        let _ = self.tell.send(Told::Look);
     }
 
     /// Issues with the intermediate of this moment, and gives back whose it was. Another process may have activated
@@ -92,38 +121,40 @@ impl Live {
         timeout(PATIENCE, changes.wait_for(|_| is_other())).await.is_ok_and(|changed| changed.is_ok())
     }
 
-    /// Looks for ever. `changed` hears of each new state before anybody else can see it.
-    pub(super) async fn keep(
-        self: Arc<Self>,
-        mut database: Database,
-        password: Option<Password>,
-        changed: impl Fn(&Authority) -> Result<(), ServeError>,
-    ) {
-        let mut password = password;
+    /// Looks on a thread of its own, because files, passwords and a database's client block, until the keeper goes.
+    /// `changed` hears of each new state before anybody else can see it.
+    pub(super) fn keep(
+        self: &Arc<Self>,
+        changed: impl Fn(&Authority) -> Result<(), ServeError> + Send + 'static,
+    ) -> Result<Keeper, ServeError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let idle = idle
+            .ok_or_else(|| ServeError::System("look at the authorities twice", io::ErrorKind::AlreadyExists.into()))?;
+        let live = Arc::clone(self);
+        std::thread::Builder::new()
+            .name("upkeep".into())
+            .spawn(move || live.look_for_ever(idle, &changed))
+            .map_err(|e| ServeError::System("start the thread that looks at the authorities", e))?;
+        Ok(Keeper(self.tell.clone()))
+    }
+
+    fn look_for_ever(&self, idle: Idle, changed: &impl Fn(&Authority) -> Result<(), ServeError>) {
+        let Idle { told, mut database, password } = idle;
         let mut failed: Option<Instant> = None;
         let mut warned: Vec<String> = Vec::new();
         loop {
             // The clock of a machine that slept may be far on.
-            let _ = timeout(POLL, self.look.notified()).await;
+            match told.recv_timeout(POLL) {
+                Ok(Told::Look) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Told::End) | Err(RecvTimeoutError::Disconnected) => return,
+            }
             let current = self.get();
-            let wait = failed.is_some_and(|at| at.elapsed() < AFTER_A_FAILURE);
-            let looked = tokio::task::spawn_blocking(move || {
-                let result = if wait && !is_behind(&current, &mut database) {
-                    None
-                } else {
-                    Some(upkeep(&current, &mut database, password.as_ref(), OffsetDateTime::now_utc()))
-                };
-                (result, database, password)
-            });
-            let result;
-            (result, database, password) = match looked.await {
-                Ok(back) => back,
-                Err(error) => return tracing::error!(%error, "the look at the authorities ended; restart this server"),
-            };
-            let found = match result {
-                None => continue,
-                Some(Ok(found)) => found,
-                Some(Err(error)) => Upkeep { warnings: vec![error.to_string()], ..Upkeep::default() },
+            if failed.is_some_and(|at| at.elapsed() < AFTER_A_FAILURE) && !is_behind(&current, &mut database) {
+                continue;
+            }
+            let found = match upkeep(&current, &mut database, password.as_ref(), OffsetDateTime::now_utc()) {
+                Ok(found) => found,
+                Err(error) => Upkeep { warnings: vec![error.to_string()], ..Upkeep::default() },
             };
             for done in &found.done {
                 tracing::info!("{done}");
@@ -135,15 +166,14 @@ impl Live {
             failed = (!found.warnings.is_empty()).then(Instant::now);
             warned = found.warnings;
             if let Some(next) = found.changed {
-                self.take_up(next, &changed);
+                self.take_up(next, changed);
             }
         }
     }
 
-    fn take_up(&self, next: Authority, changed: impl Fn(&Authority) -> Result<(), ServeError>) {
+    fn take_up(&self, next: Authority, changed: &impl Fn(&Authority) -> Result<(), ServeError>) {
         if let Err(error) = changed(&next) {
-            // Verifying by the state before is less safe than not going on.
-            tracing::error!(%error, "the new roots and lists cannot be used for callers' certificates");
+            tracing::error!(%error, "callers' certificates are still judged by the roots and lists of before");
         }
         let members = next.members();
         tracing::info!(

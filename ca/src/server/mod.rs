@@ -45,10 +45,10 @@ pub(crate) use observe::Observer;
 use crate::{
     admin::{self, AdminListener},
     attest::Attestation,
-    authority::{AuthorityError, Password},
+    authority::AuthorityError,
     issue::IssueError,
     limits::{Limits, Rates},
-    store::{Database, Store, StoreGone},
+    store::{Store, StoreGone},
 };
 
 /// A TLS handshake that takes longer is a connection that somebody holds open on purpose.
@@ -125,28 +125,16 @@ pub struct Listeners {
     pub admin: Option<AdminListener>,
 }
 
-/// The authorities and what their upkeep needs: a connection of its own, so that a password's hash keeps no caller waiting,
-/// and the password, because the next key is encrypted with it.
-pub struct Upkeeper {
-    /// The authorities of each moment.
-    pub live: Arc<Live>,
-    /// The CA's database.
-    pub database: Database,
-    /// Opens and encrypts keys. `None`: they are not encrypted.
-    pub password: Option<Password>,
-}
-
 /// Serves until `shutdown` becomes true, then lets requests under way finish for at most [`DRAIN`].
 pub async fn serve(
     listeners: Listeners,
-    upkeeper: Upkeeper,
+    live: Arc<Live>,
     store: Store,
     own: Arc<ServerCertificate>,
     attestation: Attestation,
     limits: Limits,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let Upkeeper { live, database, password } = upkeeper;
     let authority = live.get();
     let callers = Callers::new(&authority)?;
     let tls = TlsAcceptor::from(certificate::tls_config(Arc::clone(&callers), Arc::clone(&own))?);
@@ -170,11 +158,11 @@ pub async fn serve(
     }
     beside.spawn(certificate::keep_fresh(own, Arc::clone(&live), store.clone()));
     let documents = Arc::clone(&published);
-    beside.spawn(Arc::clone(&live).keep(database, password, move |next| {
+    let _keeper = live.keep(move |next| {
         let next_documents = Arc::new(published::Published::of(next));
         *documents.write().unwrap_or_else(PoisonError::into_inner) = next_documents;
         callers.update(next)
-    }));
+    })?;
     let enrolment = grpc::Enrolment::new(live, store, attestation, Rates::new(&limits), Arc::clone(&metrics));
     let grpc = IstioCertificateServiceServer::new(enrolment).max_decoding_message_size(connection::MAX_MESSAGE);
     let face = connection::Face { tls, grpc, published, metrics, shutdown: shutdown.clone() };

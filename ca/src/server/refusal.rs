@@ -54,6 +54,12 @@ impl Refused {
         Self::caller(Code::InvalidArgument, "lifetime", words)
     }
 
+    /// Somebody else's identity was asked for.
+    pub(super) fn impersonation() -> Self {
+        let words = "this CA issues for the caller alone and not for an ImpersonatedIdentity; let each workload enrol with its own token";
+        Self::caller(Code::PermissionDenied, "impersonation", words)
+    }
+
     /// Whether the caller did something that an honest one does not do often.
     pub(super) fn is_callers_fault(&self) -> bool {
         matches!(self.outcome, Outcome::Refused(_)) && self.limit.is_none()

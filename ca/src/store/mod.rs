@@ -277,6 +277,9 @@ mod server;
 mod tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
+mod tests_authorities;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests_chain;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -272,7 +272,7 @@ async fn a_request_as_istios_agent_sends_it_is_served() {
     let server = cluster.serve(&ca, &[]);
     let (_, csr) = new_key_and_csr(None).unwrap();
     let roots = ca.bundle();
-    let stream = super::serving::tls_to(&roots, &server.address, b"h2").await;
+    let stream = super::limits::tls_to(&roots, &server.address, b"h2").await;
     let builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
     let io = hyper_util::rt::TokioIo::new(stream);
     let (sender, connection) = builder.handshake::<_, tonic::body::Body>(io).await.unwrap();
@@ -283,15 +283,23 @@ async fn a_request_as_istios_agent_sends_it_is_served() {
     });
     let origin = format!("https://{}/", server.address).parse().unwrap();
     let mut client = IstioCertificateServiceClient::with_origin(service, origin);
-    let text = |text: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(text.to_owned())) };
-    let metadata = prost_types::Struct { fields: [("CertSigner".to_owned(), text("none"))].into() };
-    let mut request = tonic::Request::new(IstioCertificateRequest {
-        csr: csr.as_str().to_owned(),
-        validity_duration: 86_400,
-        metadata: Some(metadata),
-    });
-    request.metadata_mut().insert("clusterid", "Kubernetes".parse().unwrap());
-    request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    let request = |name: &str, value: &str| {
+        let value = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(value.to_owned())) };
+        let mut request = tonic::Request::new(IstioCertificateRequest {
+            csr: csr.as_str().to_owned(),
+            validity_duration: 86_400,
+            metadata: Some(prost_types::Struct { fields: [(name.to_owned(), value)].into() }),
+        });
+        request.metadata_mut().insert("clusterid", "Kubernetes".parse().unwrap());
+        request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+        request
+    };
+    // As a node proxy does for the pods of its node, which needs a trust that nobody has given.
+    let other = request("ImpersonatedIdentity", "spiffe://mesh.example/ns/shop/sa/admin");
+    let status = client.create_certificate(other).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status}");
+    assert!(cluster.api.asked.lock().unwrap().is_empty());
+    let request = request("CertSigner", "none");
     let chain = client.create_certificate(request).await.unwrap().into_inner().cert_chain;
     assert_eq!(chain.last(), Some(&roots), "the root comes last");
     assert!(chain.len() == 3 && chain.iter().all(|one| one.matches("BEGIN CERTIFICATE").count() == 1));

@@ -2,17 +2,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod admin;
+mod documents;
 mod examine;
 mod hostile;
 mod keys;
 mod kills;
 mod kubernetes;
+mod limits;
 mod oidc;
 mod operator;
-#[path = "../support/postgres.rs"]
 #[allow(dead_code, unreachable_pub)]
+#[path = "../support/postgres.rs"]
 mod postgres;
 mod replicas;
+mod revoke;
+mod roots;
 mod rotate;
 mod serving;
 mod stand_in;
