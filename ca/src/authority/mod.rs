@@ -238,3 +238,6 @@ pub fn rfc3339(at: OffsetDateTime) -> String {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests_upkeep;
