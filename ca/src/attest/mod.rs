@@ -110,9 +110,9 @@ impl Evidence {
 /// Who vouches for tokens of Kubernetes.
 pub enum ClusterVoice {
     /// Its API server.
-    TokenReview(TokenReview),
+    TokenReview(Box<TokenReview>),
     /// Its signing keys.
-    Oidc(Oidc),
+    Oidc(Box<Oidc>),
 }
 
 /// How tokens of Kubernetes are taken.
