@@ -1,3 +1,5 @@
+//! libFuzzer's way into `outrigger_fuzz::csr`.
+
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
