@@ -6,8 +6,9 @@ usage() {
     cat <<'TEXT'
 Usage: tests/run.sh [--fast]
 
-Installs what is missing (Debian packages, cargo-deny), then runs: format, clippy, build, unit and end-to-end tests,
-the redirection as a static binary, what a request costs in instructions, the quickstart, cargo deny. End-to-end tests,
+Installs what is missing (Debian packages, cargo-deny, pkilint from PyPI into target/), then runs: format, clippy, build,
+unit and end-to-end tests, pkilint over the CA's certificates, each fuzzer for ten seconds, the redirection as a static
+binary, what a request costs in instructions, the quickstart, cargo deny. End-to-end tests,
 the tests of the redirection, the count of instructions and the quickstart make network namespaces and need root.
 
   --fast   without what needs root: end-to-end tests, quickstart, tests of the redirection
@@ -30,6 +31,8 @@ export PATH=$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin
 # One profile for everything, so that what the host runs and what a C compiler makes is compiled once. End-to-end tests,
 # gate and quickstart run our code optimised; its unit tests are compiled without, and with debug assertions.
 profile=e2e
+# Of PyPI.
+pkilint=0.13.3
 export CARGO_INCREMENTAL=0
 
 bold='' green='' red='' plain=''
@@ -61,7 +64,7 @@ install_tools() {
     local pair
     local -a missing=() as_root=()
     for pair in ip:iproute2 nft:nftables iptables:iptables dnsmasq:dnsmasq-base curl:curl tcpdump:tcpdump openssl:openssl jq:jq \
-        valgrind:valgrind unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc make:make; do
+        valgrind:valgrind python3:python3 g++:g++ unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc make:make; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # Only recommended by gcc.
@@ -89,20 +92,49 @@ install_tools() {
     cargo deny --version 2>/dev/null || cargo install --locked cargo-deny
 }
 
-# Those of outrigger-iptables in tests/ make network namespaces.
-unit_tests() {
+# A linter of certificates, in an environment of its own.
+install_pkilint() {
+    local home=$PWD/target/pkilint
+    [[ ! -x $home/bin/lint_pkix_cert ]] || return 0
+    echo "installing pkilint from PyPI into $home"
+    if ! python3 -m venv "$home" 2>/dev/null; then
+        local -a as_root=()
+        [[ $EUID == 0 ]] || as_root=(sudo -n)
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
+        python3 -m venv "$home"
+    fi
+    "$home/bin/pip" install --quiet --disable-pip-version-check "pkilint==$pkilint"
+}
+
+# Sets `all`: cargo test as the unit tests are compiled.
+unit_test_command() {
     local package key
-    local -a all=(cargo test --locked --profile "$profile")
+    all=(cargo test --locked --profile "$profile")
     for package in sidecar ca identity iptables; do
         key=profile.$profile.package.outrigger-$package
         all+=(--config "$key.opt-level=0" --config "$key.debug-assertions=true")
     done
-    if [[ $fast == no ]]; then
-        "${all[@]}" --workspace --exclude outrigger-e2e
-    else
-        "${all[@]}" --workspace --exclude outrigger-e2e --exclude outrigger-iptables
-        "${all[@]}" -p outrigger-iptables --lib --bins --test property
+    all+=(--workspace --exclude outrigger-e2e)
+    [[ $fast == no ]] || all+=(--exclude outrigger-iptables)
+}
+
+# Those of outrigger-iptables in tests/ make network namespaces.
+unit_tests() {
+    local -a all
+    unit_test_command
+    "${all[@]}"
+    if [[ $fast == yes ]]; then
+        local key=profile.$profile.package.outrigger-iptables
+        cargo test --locked --profile "$profile" --config "$key.opt-level=0" --config "$key.debug-assertions=true" \
+            -p outrigger-iptables --lib --bins --test property
     fi
+}
+
+pkilint_tests() {
+    local -a all
+    install_pkilint
+    unit_test_command
+    "${all[@]}" --test binary -- --ignored pkilint
 }
 
 namespaces_are_allowed() {
@@ -115,7 +147,9 @@ step "tools" install_tools
 step "format" cargo fmt --all --check
 step "clippy, warnings denied" cargo clippy --locked --profile "$profile" --workspace --all-targets -- -D warnings
 step "unit tests" unit_tests
+step "pkilint over every kind of certificate" pkilint_tests
 step "the binaries" cargo build --locked --profile "$profile" --workspace
+step "fuzzers, ten seconds each" tests/fuzz/run.sh
 if [[ $fast == no ]]; then
     step "the redirection from a bare root" iptables/tests/bare-root.sh
     # Pods have ports, processors and a clock of their own to be judged by: a few at a time on a small machine.

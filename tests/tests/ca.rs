@@ -162,6 +162,51 @@ fn without_the_ca_traffic_goes_on_and_sidecars_restart() {
     });
 }
 
+/// The day of a 24 h certificate in the minute of the shortest one: an hour is 2.5 s. The CA crashes again and again, at
+/// any phase of the certificates' lives, and stays away for one to six of these hours.
+#[test]
+fn hours_without_the_ca_are_invisible_to_traffic() {
+    const LIFE: &str = "1m";
+    const HOUR: f64 = 2.5;
+    const LONG: Duration = Duration::from_secs(70);
+    harness::run(async {
+        let mesh = Mesh::new();
+        let ca = Ca::init(&mesh);
+        let mut server = ca.serve().await;
+        let (client, orders) = (mesh.pod("client"), mesh.pod("orders"));
+        mesh.dns.set(ORDERS, 60, &[orders.v4.into()]);
+        let _origin = orders.serve(&["--http", "8080"]).await;
+        let identity = |pod: &Pod, names: &[&str]| json!({ "identity": ca.enrolment(pod, names, LIFE) });
+        let _orders_sidecar = Sidecar::start(&mesh, &orders, identity(&orders, &[ORDERS])).await;
+        let _client_sidecar = Sidecar::start(&mesh, &client, identity(&client, &[])).await;
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let duration = format!("{}s", LONG.as_secs());
+        let load = client.load(&["--url", URL, "--duration", &duration, "--connections", "4", "--rate", "200"]);
+        let (mut crashes, began) = (0, std::time::Instant::now());
+        while began.elapsed() < LONG {
+            server.kill();
+            crashes += 1;
+            sleep(Duration::from_secs_f64(HOUR * (1.0 + 5.0 * rng.f64()))).await;
+            server = ca.serve().await;
+            // A renewal is tried again within a quarter of what is left, which is 7.5 s at most.
+            sleep(Duration::from_secs_f64(HOUR * (2.0 + rng.f64()))).await;
+        }
+        assert_none_failed(&load.report().await);
+        assert!(crashes >= 3, "{crashes} crashes");
+        for pod in [&client, &orders] {
+            let renewed = pod.metric("outrigger_identity_renewals_total", &[("outcome", "ok")]).await;
+            assert!(renewed >= 2.0, "{} got {renewed} certificates: nothing was shown", pod.name);
+        }
+        let mut failed = 0.0;
+        for pod in [&client, &orders] {
+            failed += pod.metric("outrigger_identity_renewals_total", &[("outcome", "failed")]).await;
+        }
+        println!("{crashes} crashes, {failed} renewals failed and were tried again");
+    });
+}
+
 #[test]
 fn a_token_is_good_for_one_enrolment() {
     harness::run(async {

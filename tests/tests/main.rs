@@ -5,6 +5,7 @@ mod breakers;
 mod ca;
 mod connections;
 mod drain;
+mod herd;
 mod hostile;
 mod identity;
 mod lifecycle;

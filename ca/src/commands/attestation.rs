@@ -20,7 +20,8 @@ pub(super) fn attestation(args: AttestationArgs) -> Result<(Attestation, Option<
                 |error| failure("the Kubernetes API server", "--k8s-api, --k8s-ca and --k8s-token-file", &error);
             let https = Https::new(args.k8s_ca, Some(args.k8s_token_file)).map_err(fault)?;
             let told = format!("tokens of Kubernetes are reviewed by {api}");
-            (ClusterVoice::TokenReview(Box::new(TokenReview::new(&api, https, audiences).map_err(fault)?)), told)
+            let review = TokenReview::new(&api, https, audiences).map_err(fault)?;
+            (ClusterVoice::TokenReview(Box::new(review)), told)
         }
         (None, Some(issuer)) => {
             let told = format!("tokens of Kubernetes are verified by the keys of {issuer}");

@@ -116,8 +116,8 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, InspectError> {
     Ok(bytes)
 }
 
-/// The certificates that a file of PEM or DER holds.
-pub(crate) fn certificates_in(path: &Path, bytes: Vec<u8>) -> Result<Vec<CertificateDer<'static>>, InspectError> {
+/// The certificates that a file of PEM or DER holds; `path` is for the error alone.
+pub fn certificates_in(path: &Path, bytes: Vec<u8>) -> Result<Vec<CertificateDer<'static>>, InspectError> {
     let bad = |why: String| InspectError::NotCertificates { path: path.display().to_string(), why };
     // A DER certificate is a SEQUENCE; PEM is text.
     if bytes.first() == Some(&0x30) {

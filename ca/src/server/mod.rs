@@ -27,7 +27,9 @@ use std::{
     time::Duration,
 };
 
-use outrigger_identity::proto::istio_certificate_service_server::IstioCertificateServiceServer;
+use outrigger_identity::proto::istio_certificate_service_server::{
+    IstioCertificateService, IstioCertificateServiceServer,
+};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -125,6 +127,21 @@ pub struct Listeners {
     pub admin: Option<AdminListener>,
 }
 
+/// `CreateCertificate` without sockets and TLS, for whoever brings them: each request carries its [`PeerCertificate`] as
+/// an extension.
+pub fn enrolment(
+    live: Arc<Live>,
+    store: Store,
+    attestation: Attestation,
+    limits: &Limits,
+) -> IstioCertificateServiceServer<impl IstioCertificateService> {
+    grpc_service(grpc::Enrolment::new(live, store, attestation, Rates::new(limits), metrics::Metrics::new()))
+}
+
+fn grpc_service(enrolment: grpc::Enrolment) -> IstioCertificateServiceServer<grpc::Enrolment> {
+    IstioCertificateServiceServer::new(enrolment).max_decoding_message_size(connection::MAX_MESSAGE)
+}
+
 /// Serves until `shutdown` becomes true, then lets requests under way finish for at most [`DRAIN`].
 pub async fn serve(
     listeners: Listeners,
@@ -164,7 +181,7 @@ pub async fn serve(
         callers.update(next)
     })?;
     let enrolment = grpc::Enrolment::new(live, store, attestation, Rates::new(&limits), Arc::clone(&metrics));
-    let grpc = IstioCertificateServiceServer::new(enrolment).max_decoding_message_size(connection::MAX_MESSAGE);
+    let grpc = grpc_service(enrolment);
     let face = connection::Face { tls, grpc, published, metrics, shutdown: shutdown.clone() };
 
     let listener = listeners.enrolment;

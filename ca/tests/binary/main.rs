@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod admin;
+mod crash;
 mod documents;
 mod examine;
 mod hostile;
@@ -9,11 +10,13 @@ mod keys;
 mod kills;
 mod kubernetes;
 mod limits;
+mod lint;
 mod oidc;
 mod operator;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../support/postgres.rs"]
 mod postgres;
+mod races;
 mod replicas;
 mod revoke;
 mod roots;
@@ -261,29 +264,6 @@ async fn wishes_in_a_request_are_not_granted() {
     assert_eq!(certificate.key_usage().unwrap().unwrap().value.flags, 1);
     assert_eq!(names(&certificate), [format!("URI({ID})"), "DNSName(orders.mesh)".into()]);
     assert!(certificate.subject().iter().next().is_none());
-}
-
-#[tokio::test]
-async fn of_twenty_callers_with_one_token_exactly_one_wins() {
-    let ca = Ca::new();
-    let server = ca.serve();
-    let (bundle, token) = (ca.bundle(), ca.token(ID));
-    let requests: Vec<_> = (0..20).map(|_| new_key_and_csr(None).unwrap().1).collect();
-    let mut callers = tokio::task::JoinSet::new();
-    for csr in requests {
-        let (address, bundle, token) = (server.address.clone(), bundle.clone(), token.clone());
-        callers.spawn(async move {
-            let credential = Credential::Token(token);
-            let (bundle_pem, csr_pem) = (bundle.as_str(), csr.as_str());
-            enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None }).await
-        });
-    }
-    let results = callers.join_all().await;
-    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1);
-    for error in results.into_iter().filter_map(Result::err) {
-        assert!(error.to_string().contains("already used"), "{error}");
-    }
-    assert_eq!(ca.log().iter().filter(|e| e["credential"] == "token").count(), 1);
 }
 
 #[tokio::test]

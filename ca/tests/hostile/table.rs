@@ -3,12 +3,17 @@
 //! the sidecar (sidecar/src/tls).
 #![allow(dead_code)] // Each of them looks at the columns that are its own.
 
+mod der;
+
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData as _, SanType, SerialNumber,
+    SigningKey as _,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use time::{Duration, OffsetDateTime};
+
+use der::{der, element, fields, tlv};
 
 /// The trust domain that the verifiers are of.
 pub(crate) const TRUST_DOMAIN: &str = "mesh.example";
@@ -155,11 +160,6 @@ fn extension(oid: &[u64], content: &[u8], critical: bool) -> CustomExtension {
     extension
 }
 
-fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
-    assert!(content.len() < 128);
-    [&[tag, content.len() as u8][..], content].concat()
-}
-
 /// A subjectAltName of URIs alone.
 fn san(uris: &[&str], critical: bool) -> CustomExtension {
     let names: Vec<u8> = uris.iter().flat_map(|uri| tlv(0x86, uri.as_bytes())).collect();
@@ -177,6 +177,46 @@ fn altered(mut chain: Chain, change: impl FnOnce(&mut Vec<u8>)) -> Chain {
     change(&mut der);
     chain.certificates[0] = CertificateDer::from(der);
     chain
+}
+
+impl Pki {
+    /// A good leaf whose body somebody rewrote, and a signature of the real intermediate over the result. What names the
+    /// algorithm outside of the body is `outer`.
+    fn rewritten(&self, outer: &[u8], change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Chain {
+        altered(self.leaf(|_| {}), |certificate| {
+            let mut fields = fields(certificate);
+            change(&mut fields);
+            let body = der(0x30, &fields.concat());
+            let signature = KeyPair::from_pem(&self.intermediate_key).unwrap().sign(&body).unwrap();
+            let signature = der(0x03, &[&[0], &signature[..]].concat());
+            *certificate = der(0x30, &[&body, outer, &signature].concat());
+        })
+    }
+
+    /// A good leaf with these extensions behind its own.
+    fn with_extensions(&self, more: &[u8]) -> Chain {
+        self.rewritten(ECDSA_SHA256, |fields| {
+            let all = fields.last_mut().unwrap();
+            let own = element(element(all).1).1.to_vec();
+            *all = der(0xa3, &der(0x30, &[&own, more].concat()));
+        })
+    }
+
+    /// A good leaf with this serial.
+    fn numbered(&self, serial: &[u8]) -> Chain {
+        self.rewritten(ECDSA_SHA256, |fields| fields[1] = der(0x02, serial))
+    }
+}
+
+const ECDSA_SHA256: &[u8] = &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
+const ECDSA_SHA1: &[u8] = &[0x30, 0x09, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x01];
+const RSA_MD5: &[u8] = &[0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x04, 0x05, 0x00];
+/// Extensions whole: the key usage digitalSignature, and basicConstraints of a CA.
+const KEY_USAGE: &[u8] = &[0x30, 0x0e, 0x06, 3, 0x55, 0x1d, 0x0f, 1, 1, 0xff, 0x04, 4, 0x03, 2, 7, 0x80];
+const CA_TRUE: &[u8] = &[0x30, 0x0f, 0x06, 3, 0x55, 0x1d, 0x13, 1, 1, 0xff, 0x04, 5, 0x30, 3, 1, 1, 0xff];
+/// URI names below must lie in other.mesh.
+fn uri_constraint() -> CustomExtension {
+    extension(&[2, 5, 29, 30], &tlv(0x30, &tlv(0xa0, &tlv(0x30, &tlv(0x86, b"other.mesh")))), true)
 }
 
 const NO_ID: Gate = Gate::Renewal("not a workload's SPIFFE id");
@@ -325,4 +365,59 @@ pub(crate) const HOSTILE: &[Hostile] = hostile! {
         |pki| pki.leaf(|p| p.custom_extensions = vec![extension(&[1, 3, 6, 1, 4, 1, 99_999, 1], &[5, 0], true)]);
     "names in two extensions": ["one_uri", "san_critical", "path"], "malformed", Gate::Handshake,
         |pki| pki.leaf(|p| p.custom_extensions = vec![san(&["spiffe://mesh.example/admin"], true)]);
+    "a key usage twice": ["key_usage", "no_signing", "path"], "malformed", Gate::Handshake, |pki| pki.with_extensions(KEY_USAGE);
+    "a leaf that is a CA by a second basicConstraints": ["leaf_not_ca", "path"], "malformed", Gate::Handshake,
+        |pki| pki.with_extensions(&[CA_TRUE, CA_TRUE].concat());
+    "a CA behind a leaf's extensions": ["leaf_not_ca", "path"], "ca_certificate", Gate::Handshake, |pki| pki.with_extensions(CA_TRUE);
+    "an extension that is no sequence": ["readable", "path"], "malformed", Gate::Handshake,
+        |pki| pki.with_extensions(&[0x04, 0x01, 0x00]);
+    "signed with SHA-1": ["path"], "malformed", Gate::Handshake,
+        |pki| pki.rewritten(ECDSA_SHA1, |fields| fields[2] = ECDSA_SHA1.to_vec());
+    "signed with MD5": ["path"], "malformed", Gate::Handshake,
+        |pki| pki.rewritten(RSA_MD5, |fields| fields[2] = RSA_MD5.to_vec());
+    "one algorithm inside and another outside": ["path"], "malformed", Gate::Handshake,
+        |pki| pki.rewritten(ECDSA_SHA256, |fields| fields[2] = RSA_MD5.to_vec());
+    "version 1": ["readable", "path"], "malformed", Gate::Handshake, |pki| pki.rewritten(ECDSA_SHA256, |fields| drop(fields.remove(0)));
+    "version 4": ["readable", "path"], "malformed", Gate::Handshake,
+        |pki| pki.rewritten(ECDSA_SHA256, |fields| fields[0] = vec![0xa0, 3, 2, 1, 3]);
+    "a length in more bytes than it takes (BER)": ["path"], "malformed", Gate::Handshake,
+        |pki| altered(pki.leaf(|_| {}), |der| {
+            assert_eq!(der[..2], [0x30, 0x82]);
+            der.splice(1..2, [0x83, 0x00]);
+        });
+    "an indefinite length (BER)": ["readable", "path"], "malformed", Gate::Handshake,
+        |pki| altered(pki.leaf(|_| {}), |der| {
+            der.splice(1..4, [0x80]);
+            der.extend([0, 0]);
+        });
+    "an end before its beginning": ["validity", "path"], "malformed", Gate::Handshake,
+        |pki| pki.leaf(|p| (p.not_before, p.not_after) = (now(3600), now(-3600)));
+    "a date of the thirteenth month": ["readable", "path"], "malformed", Gate::Handshake,
+        |pki| pki.rewritten(ECDSA_SHA256, |fields| {
+            let date = |year: &str| tlv(0x17, format!("{year}1301000000Z").as_bytes());
+            fields[4] = der(0x30, &[date("25"), date("49")].concat());
+        });
+    "a serial of zero": ["serial"], "", UNRECORDED, |pki| pki.numbered(&[0]);
+    "a negative serial": ["serial"], "", UNRECORDED, |pki| pki.numbered(&[0x80, 1]);
+    "a serial of 21 bytes": ["serial"], "", UNRECORDED, |pki| pki.numbered(&[0x42; 21]);
+    "a serial of no bytes": ["serial"], "", UNRECORDED, |pki| pki.numbered(&[]);
+    "an intermediate for URIs of another mesh": ["path"], "malformed", Gate::Handshake,
+        |pki| pki.below(|p| p.custom_extensions = vec![uri_constraint()]);
+    "an empty URI": ["spiffe_id"], "no_spiffe_id", NO_ID, |pki| pki.named(&[""]);
+    "no names in the extension for them": ["one_uri"], "no_spiffe_id", Gate::Renewal("no SPIFFE id"),
+        |pki| pki.leaf(|p| {
+            p.subject_alt_names.clear();
+            p.custom_extensions = vec![san(&[], true)];
+        });
+    "a NUL in a DNS name": [], "", UNRECORDED, |pki| pki.leaf(|p| {
+        p.subject_alt_names.clear();
+        let names = [tlv(0x86, ID.as_bytes()), tlv(0x82, b"orders.mesh\0.evil")].concat();
+        p.custom_extensions = vec![extension(&[2, 5, 29, 17], &tlv(0x30, &names), true)];
+    });
+    "every DNS name": [], "", UNRECORDED,
+        |pki| pki.leaf(|p| p.subject_alt_names.push(SanType::DnsName("*".try_into().unwrap())));
+    "3,000 DNS names": [], "", UNRECORDED, |pki| pki.leaf(|p| {
+        let name = |n| SanType::DnsName(format!("orders{n}.mesh").try_into().unwrap());
+        p.subject_alt_names.extend((0..3000).map(name));
+    });
 };
