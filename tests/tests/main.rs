@@ -14,6 +14,7 @@ mod modes;
 mod protocols;
 mod resilience;
 mod retries;
+mod routes;
 mod smoke;
 mod streams;
 mod timeouts;

@@ -22,6 +22,26 @@ pub fn reply(reason: Reason, detail: &str, grpc: bool) -> Response<Body> {
     response
 }
 
+/// A response of these statuses, in place of those of `reason`.
+pub fn reply_with(
+    reason: Reason,
+    status: StatusCode,
+    grpc_status: &'static str,
+    detail: &str,
+    grpc: bool,
+) -> Response<Body> {
+    let mut response = reply(reason, detail, grpc);
+    if grpc {
+        response.headers_mut().insert("grpc-status", HeaderValue::from_static(grpc_status));
+    } else {
+        *response.status_mut() = status;
+        if status != StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().remove(RETRY_AFTER);
+        }
+    }
+    response
+}
+
 /// The text of a response of our own.
 pub(super) fn own_words(reason: Reason, detail: &str) -> String {
     format!("outrigger: {detail} ({}); look at: {}\n", reason.code(), reason.look_at())
