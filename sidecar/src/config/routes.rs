@@ -219,6 +219,21 @@ pub enum RouteFilterType {
     FaultInjection,
 }
 
+impl RouteFilterType {
+    /// As it stands in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RequestHeaderModifier => "RequestHeaderModifier",
+            Self::ResponseHeaderModifier => "ResponseHeaderModifier",
+            Self::RequestRedirect => "RequestRedirect",
+            Self::UrlRewrite => "URLRewrite",
+            Self::RequestMirror => "RequestMirror",
+            Self::Cors => "CORS",
+            Self::FaultInjection => "FaultInjection",
+        }
+    }
+}
+
 /// Changes of headers: first `set`, then `add`, then `remove`. Headers that belong to one connection, that frame the
 /// message or that only the mesh may say cannot be changed.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -301,11 +301,11 @@ impl Check<'_> {
             if kind == filter.r#type && !is_there {
                 self.issue(
                     at,
-                    format!("the type is {kind:?} and {field} is missing"),
+                    format!("the type is {} and {field} is missing", kind.name()),
                     format!("add \"{field}: …\" here"),
                 );
             } else if kind != filter.r#type && is_there {
-                let message = format!("the type is {:?}, so this has no effect", filter.r#type);
+                let message = format!("the type is {}, so this has no effect", filter.r#type.name());
                 self.issue(format!("{at}.{field}"), message, "correct the type, or remove the field");
             }
         }
@@ -452,3 +452,7 @@ impl Check<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "routes_tests.rs"]
+mod tests;
