@@ -15,8 +15,8 @@ use super::{
     validate,
 };
 
-/// A configuration of thousands of services stays below this many bytes; what is larger is another file.
-const MAX_BYTES: u64 = 4 << 20;
+/// A configuration of thousands of services and routes stays below this many bytes; what is larger is another file.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Reads the configuration: the YAML file at `path`, if any, then the `OUTRIGGER_` variables of `env`, which win.
 ///

@@ -143,8 +143,8 @@ fn random_paths_keep_their_meaning_and_are_canonical_once_and_for_all() {
             };
             assert_eq!(canonical(&once, rules), Canonical::Path(Cow::Borrowed(&*once)), "{given} -> {once} {rules:?}");
             assert!(once.starts_with('/') && once.is_ascii(), "{given} -> {once}");
-            let dots = once.split('/').any(|s| matches!(s, "." | ".."));
-            assert!(!dots && !(merge && once.contains("//")), "{given} -> {once} {rules:?}");
+            assert!(!once.split('/').any(|s| matches!(s, "." | "..")), "{given} -> {once} {rules:?}");
+            assert!(!merge || !once.contains("//"), "{given} -> {once} {rules:?}");
             if action == EscapedSlashes::KeepUnchanged && !merge {
                 assert_eq!(meaning(&given), meaning(&once), "{given} -> {once}");
             }

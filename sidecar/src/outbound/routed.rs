@@ -5,11 +5,9 @@ use std::{cell::OnceCell, fmt, rc::Rc, sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::LOCATION, uri::PathAndQuery};
 
 use super::{
-    forward::{self, forward, refused, unsent},
-    mirror::Copies,
+    forward::{refused, unsent},
     policy::Policy,
     service::Service,
-    upgrade,
 };
 use crate::{
     http::{
@@ -43,70 +41,61 @@ impl fmt::Debug for HostRoutes {
 }
 
 /// What becomes of a request.
-struct Choice {
-    rule: Rc<LocalRule>,
-    delay: Option<Duration>,
+pub(super) struct Choice {
+    pub(super) rule: Rc<LocalRule>,
+    /// Where it goes; none where that is the service that was called.
+    pub(super) service: Option<Rc<Service>>,
+    /// What comes before that, or in its place.
+    pub(super) first: Option<Box<First>>,
     /// The origin that may read the answer, of a rule with CORS.
     origin: Option<HeaderValue>,
-    next: Next,
 }
 
-enum Next {
-    Service(Rc<Service>),
-    /// An answer of our own, and the reason where it is an error.
-    Answer(Box<Response<Body>>, Option<Reason>),
+/// What comes before a request goes anywhere, or in its place.
+pub(super) struct First {
+    delay: Option<Duration>,
+    answer: Option<Answer>,
+}
+
+/// An answer of the sidecar's own.
+enum Answer {
+    /// This one, and the reason where it is an error.
+    Response(Response<Body>, Option<Reason>),
     Refuse(Reason, &'static str),
 }
 
-/// Carries one request for `called` by the rule that it takes.
-pub(super) async fn carry(
-    worker: &Rc<Worker>,
-    called: &Rc<Service>,
-    routes: &HostRoutes,
-    mut request: Request<Incoming>,
-) -> Response<Body> {
-    let grpc = is_grpc(request.headers());
-    let choice = match routes.choose(worker, called, &mut request) {
-        Ok(choice) => choice,
-        Err(answer) => return *answer,
-    };
-    let route = Some(&*choice.rule);
-    if let Some(delay) = choice.delay {
-        choice.rule.metrics.fault("delay");
-        let _busy = worker.busy();
-        tokio::time::sleep(delay).await;
-    }
-    let mut response = match choice.next {
-        Next::Service(service) => {
-            let policy = Policy { service: &service, route };
-            if upgrade::is_asked_for(&request) {
-                Box::pin(upgrade::forward(worker, policy, request)).await
-            } else {
-                let (parts, body) = request.into_parts();
-                let copies = Copies::of(worker, &choice.rule, &parts);
-                match forward::outgoing(&service, route, parts) {
-                    Ok(outgoing) => forward(worker, policy, outgoing, body, copies).await,
-                    Err(e) => forward::bad_request(worker, policy, &e.to_string(), grpc),
+impl First {
+    /// Waits as long as the rule says, and gives the answer, if it is ours to give.
+    pub(super) async fn happen(self, worker: &Rc<Worker>, policy: Policy<'_>, grpc: bool) -> Option<Response<Body>> {
+        if let (Some(delay), Some(route)) = (self.delay, policy.route) {
+            route.metrics.fault("delay");
+            let _busy = worker.busy();
+            tokio::time::sleep(delay).await;
+        }
+        Some(match self.answer? {
+            Answer::Response(response, reason) => {
+                if let Some(reason) = reason {
+                    worker.metrics.error(Direction::Outbound, reason.code());
                 }
+                unsent(policy).refuse(response.status());
+                response
             }
-        }
-        Next::Answer(response, reason) => {
-            if let Some(reason) = reason {
-                worker.metrics.error(Direction::Outbound, reason.code());
-            }
-            unsent(Policy { service: called, route }).refuse(response.status());
-            *response
-        }
-        Next::Refuse(reason, why) => refused(worker, unsent(Policy { service: called, route }), reason, why, grpc),
-    };
-    let rule = &choice.rule.rule;
-    if let Some(changes) = &rule.response_headers {
-        changes.apply(response.headers_mut());
+            Answer::Refuse(reason, why) => refused(worker, unsent(policy), reason, why, grpc),
+        })
     }
-    if let Some(cors) = &rule.cors {
-        cors.apply(response.headers_mut(), choice.origin);
+}
+
+impl Choice {
+    /// Makes the changes of the rule to an answer, whoever gave it.
+    pub(super) fn finish(self, response: &mut Response<Body>) {
+        let rule = &self.rule.rule;
+        if let Some(changes) = &rule.response_headers {
+            changes.apply(response.headers_mut());
+        }
+        if let Some(cors) = &rule.cors {
+            cors.apply(response.headers_mut(), self.origin);
+        }
     }
-    response
 }
 
 impl HostRoutes {
@@ -116,7 +105,7 @@ impl HostRoutes {
     }
 
     /// Makes the path of `request` canonical and finds what is to become of it; without a rule for it, its answer.
-    fn choose(
+    pub(super) fn choose(
         &self,
         worker: &Rc<Worker>,
         called: &Rc<Service>,
@@ -143,26 +132,30 @@ impl HostRoutes {
         }
         let origin = told.cors.as_ref().and_then(|cors| cors.allowed(headers));
         let delay = told.delay.as_ref().filter(|delay| delay.share.takes()).map(|delay| delay.time);
-        let next = if let Some(abort) = told.abort.as_ref().filter(|abort| abort.share.takes()) {
+        let mut service = None;
+        let answer = if let Some(abort) = told.abort.as_ref().filter(|abort| abort.share.takes()) {
             rule.metrics.fault("abort");
             let text = "this failure is injected on purpose";
             let response = reply_with(Reason::FaultInjected, abort.status, abort.grpc.number(), text, grpc);
-            Next::Answer(Box::new(response), Some(Reason::FaultInjected))
+            Some(Answer::Response(response, Some(Reason::FaultInjected)))
         } else if let Some(redirect) = &told.redirect {
             let to = headers::authority(uri, headers).map_err(|e| refuse(Reason::BadRequest, &e.to_string()))?;
-            match redirect.location(&to, path, query, taken.prefix) {
+            Some(match redirect.location(&to, path, query, taken.prefix) {
                 Some(location) => {
-                    let headers = HeaderMap::from_iter([(LOCATION, location)]);
-                    Next::Answer(Box::new(own(redirect.status, headers)), None)
+                    Answer::Response(own(redirect.status, HeaderMap::from_iter([(LOCATION, location)])), None)
                 }
-                None => Next::Refuse(Reason::BadRequest, "the place to redirect to is no URL"),
-            }
+                None => Answer::Refuse(Reason::BadRequest, "the place to redirect to is no URL"),
+            })
         } else {
-            match rule.backend(worker, called) {
-                Ok(service) => Next::Service(service),
-                Err(why) => Next::Refuse(Reason::NoBackend, why),
+            match rule.backend(worker) {
+                Ok(backend) => {
+                    service = backend;
+                    None
+                }
+                Err(why) => Some(Answer::Refuse(Reason::NoBackend, why)),
             }
         };
+        let first = (delay.is_some() || answer.is_some()).then(|| Box::new(First { delay, answer }));
         if let Some(rewrite) = &told.rewrite {
             let path = rewrite.path(path, query, taken.prefix);
             let bad = |e: headers::TargetError| refuse(Reason::BadRequest, &e.to_string());
@@ -173,7 +166,7 @@ impl HostRoutes {
                 headers::replace_authority(request, authority).map_err(bad)?;
             }
         }
-        Ok(Choice { rule, delay, origin, next })
+        Ok(Choice { rule, service, first, origin })
     }
 
     fn local(&self, worker: &Rc<Worker>, number: usize) -> Option<Rc<LocalRule>> {
@@ -190,19 +183,19 @@ impl HostRoutes {
 }
 
 impl LocalRule {
-    /// The service that the next request goes to.
-    fn backend(&self, worker: &Rc<Worker>, called: &Rc<Service>) -> Result<Rc<Service>, &'static str> {
-        let Some(backends) = &self.rule.backends else { return Ok(Rc::clone(called)) };
+    /// The service that the next request goes to; none for the one that was called.
+    fn backend(&self, worker: &Rc<Worker>) -> Result<Option<Rc<Service>>, &'static str> {
+        let Some(backends) = &self.rule.backends else { return Ok(None) };
         let number = Rule::pick(backends).ok_or("every backend of the rule has the weight 0")?;
         let (Some(backend), Some(known)) = (backends.get(number), self.backends.get(number)) else {
             return Err("the backend is not there");
         };
         if let Some(service) = known.get() {
-            return Ok(Rc::clone(service));
+            return Ok(Some(Rc::clone(service)));
         }
         let service = worker.services.backend(worker, &backend.name, backend.port);
         let service = service.ok_or("more mesh services are in use at once than can be held")?;
-        Ok(Rc::clone(known.get_or_init(|| service)))
+        Ok(Some(Rc::clone(known.get_or_init(|| service))))
     }
 }
 
