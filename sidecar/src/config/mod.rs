@@ -6,6 +6,8 @@
 
 mod env;
 mod fields;
+mod filters;
+mod filters_check;
 mod load;
 mod outline;
 mod problem;
@@ -27,6 +29,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use env::variables;
 pub use fields::{FieldName, FieldValue, GrpcCode, HostPattern, MethodMatch, OriginPattern, RouteName};
+pub use filters::*;
 pub use load::load;
 pub use problem::ConfigError;
 pub use routes::*;

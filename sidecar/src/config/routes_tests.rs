@@ -85,7 +85,19 @@ fn wrong_filters_are_refused() {
     let value = "{ filters: [{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: a, value: \"x\\ny: z\" }] } }] }";
     refused(value, &["printable ASCII", "correct"]);
     for (rule, words) in [
-        ("{ filters: [{ type: CORS }] }", &["cors is missing", "add \"cors"][..]),
+        (
+            "{ filters: [{ type: URLRewrite, urlRewrite: { path: { type: ReplacePath, replaceFullPath: /b } } }] }",
+            &["ReplacePath", "ReplaceFullPath"][..],
+        ),
+        (
+            "{ filters: [{ type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, replaceFullPath: b } } }] }",
+            &["does not begin with", "absolute path"],
+        ),
+        (
+            "{ filters: [{ type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, replacePrefixMatch: /b } } }] }",
+            &["replacePrefixMatch", "replaceFullPath"],
+        ),
+        ("{ filters: [{ type: CORS }] }", &["cors is missing", "add \"cors"]),
         ("{ filters: [{ type: Rewrite }] }", &["unknown value \"Rewrite\"", "URLRewrite"]),
         (
             "{ filters: [{ type: CORS, cors: { allowOrigins: [\"*\"] }, urlRewrite: { hostname: a } }] }",

@@ -38,6 +38,11 @@ pub fn reply_with(
         if status != StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().remove(RETRY_AFTER);
         }
+        // RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5: none of them has content.
+        if matches!(status.as_u16(), 204 | 205 | 304) {
+            response.headers_mut().remove(CONTENT_TYPE);
+            *response.body_mut() = Body::Empty;
+        }
     }
     response
 }
