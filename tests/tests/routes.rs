@@ -252,6 +252,56 @@ fn the_path_that_is_matched_is_the_path_that_is_forwarded() {
 }
 
 #[test]
+fn slashes_are_what_the_options_say() {
+    harness::run(async {
+        for (action, escaped) in [
+            ("keep_unchanged", (200, "/whoami/a%2Fb/c")),
+            ("reject_request", (400, "bad_request")),
+            ("unescape_and_redirect", (307, "http://orders.mesh:8080/whoami/a/b/c?q=%2f")),
+            ("unescape_and_forward", (200, "/whoami/a/b/c")),
+        ] {
+            let mut config = routes(&[("whoami", telling("whoami", json!([{ "path": { "value": "/whoami" } }])))]);
+            config["outbound"]["path_normalization"] =
+                json!({ "merge_slashes": true, "path_with_escaped_slashes_action": action });
+            let town = Town::open(&["orders"], config).await;
+            for h2 in [false, true] {
+                let reply = town.send(h2, Method::GET, "/whoami//a%2fb///c?q=%2f", &[]).await;
+                let seen = match reply.status.as_u16() {
+                    200 => reply.json()["path"].as_str().unwrap().trim_end_matches("?q=%2f").to_owned(),
+                    307 => reply.header("location").to_owned(),
+                    _ => reply.header("outrigger-error").to_owned(),
+                };
+                assert_eq!((reply.status.as_u16(), seen.as_str()), escaped, "{action} h2={h2}");
+            }
+        }
+    });
+}
+
+#[test]
+fn whoever_calls_a_service_by_address_or_wildcard_takes_its_routes() {
+    harness::run(async {
+        // One worker: each knows for itself whose address is whose.
+        let config = json!({ "workers": 1, "routes": [
+            { "name": "one", "hostnames": ["orders.mesh"], "port": 8080,
+              "rules": [telling("one", json!([]))] },
+            { "name": "all", "hostnames": ["*.mesh"], "rules": [telling("all", json!([]))] },
+        ] });
+        let town = Town::open(&["orders", "users"], config).await;
+        for service in &town.services {
+            let (name, to) = (&service.pod.name, service.pod.at4(8080));
+            let rule = if name == "orders" { "one" } else { "all" };
+            for h2 in [false, true] {
+                let by_name = request(&format!("{name}.mesh:8080"), h2, Method::GET, "/").body(body("")).unwrap();
+                assert_eq!(town.client.send(to, h2, by_name).await.header("x-rule"), rule, "{name} h2={h2}");
+                // By now it is known whose address this is.
+                let by_address = request(&to.to_string(), h2, Method::GET, "/").body(body("")).unwrap();
+                assert_eq!(town.client.send(to, h2, by_address).await.header("x-rule"), rule, "{to} h2={h2}");
+            }
+        }
+    });
+}
+
+#[test]
 fn headers_hosts_and_paths_are_changed_as_filters_say() {
     harness::run(async {
         let changes = json!({
