@@ -14,6 +14,7 @@ pub mod outbound;
 pub mod proxy;
 pub mod reason;
 pub mod resilience;
+pub mod route;
 pub mod telemetry;
 pub mod tls;
 pub mod worker;

@@ -40,6 +40,7 @@ use crate::{
     },
     outbound,
     reason::Reason,
+    route::Routes,
     telemetry::{Direction, Metrics},
     worker::{Entered, Open, Phase, Shared, Worker},
 };
@@ -74,6 +75,9 @@ pub enum RunError {
         /// Why.
         error: io::Error,
     },
+    /// A route is not what `check` takes for right.
+    #[error("the routes cannot be used: {0}; look at what \"outrigger-sidecar check\" says")]
+    Routes(String),
     /// DNS cannot be used.
     #[error("{0}")]
     Discovery(#[from] crate::discovery::DiscoveryError),
@@ -109,6 +113,7 @@ struct Listeners {
 
 async fn control(config: Arc<Config>) -> Result<(), RunError> {
     let workers = worker_count(&config);
+    let routes = Arc::new(Routes::compile(&config).map_err(RunError::Routes)?);
     let listeners: Vec<Listeners> = (0..workers).map(|_| bind(&config)).collect::<Result<_, _>>()?;
     let operator = bind_admin(config.admin.address, "admin.address")?;
     let telemetry = bind_admin(config.admin.telemetry_address, "admin.telemetry_address")?;
@@ -141,7 +146,7 @@ async fn control(config: Arc<Config>) -> Result<(), RunError> {
     tokio::spawn(watch_certificate(identity.clone(), readiness.clone()));
 
     let shared =
-        Shared { config: Arc::clone(&config), identity, discovery, metrics, endpoints, phase: phases, workers };
+        Shared { config: Arc::clone(&config), routes, identity, discovery, metrics, endpoints, phase: phases, workers };
     let busy = start_workers(listeners, &shared)?;
     readiness.set(admin::LISTENERS, Ok(()));
     tracing::info!(workers, inbound = config.inbound.port, outbound = config.outbound.port, "outrigger-sidecar runs");

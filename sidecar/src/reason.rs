@@ -45,6 +45,12 @@ pub enum Reason {
     ApplicationReset,
     /// The request cannot be understood or forwarded.
     BadRequest,
+    /// Routes name the host, and none of their rules matches the request.
+    NoRoute,
+    /// The rule that the request takes has no backend with a weight above 0, or more services than can be held are used.
+    NoBackend,
+    /// The rule that the request takes injects faults.
+    FaultInjected,
     /// The connection would come back to this sidecar.
     Loop,
     /// The sidecar's own limit on connections is reached.
@@ -80,6 +86,9 @@ impl Reason {
             Self::ApplicationRefused => "application_refused",
             Self::ApplicationReset => "application_reset",
             Self::BadRequest => "bad_request",
+            Self::NoRoute => "no_route",
+            Self::NoBackend => "no_backend",
+            Self::FaultInjected => "fault_injected",
             Self::Loop => "loop",
             Self::Overload => "overload",
             Self::MeshVersion => "mesh_version",
@@ -93,6 +102,8 @@ impl Reason {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::MeshOnly | Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Loop => StatusCode::LOOP_DETECTED,
             Self::UpstreamReset | Self::ApplicationReset | Self::ProtocolError | Self::MeshVersion => {
                 StatusCode::BAD_GATEWAY
@@ -101,6 +112,7 @@ impl Reason {
                 StatusCode::GATEWAY_TIMEOUT
             }
             Self::UnknownService
+            | Self::FaultInjected
             | Self::NoEndpoints
             | Self::NoHealthyEndpoints
             | Self::ConnectFailed
@@ -122,6 +134,7 @@ impl Reason {
             Self::MeshOnly | Self::NotAllowed => "7",
             Self::RequestTimeout | Self::TryTimeout | Self::IdleTimeout | Self::HandshakeTimeout => "4",
             Self::CircuitOpen | Self::Overload => "8",
+            Self::NoRoute => "12",
             _ => "14",
         }
     }
@@ -143,6 +156,9 @@ impl Reason {
             Self::NotAllowed => "inbound.allow of the called workload",
             Self::ApplicationRefused => "is the application being stopped, or beyond its own limit of streams?",
             Self::ApplicationUnreachable => "is the application listening on this port, on more than loopback?",
+            Self::NoRoute => "the matches of \"routes\"; a rule without matches takes what is left",
+            Self::NoBackend => "backendRefs of the route, and their weights",
+            Self::FaultInjected => "FaultInjection in \"routes\": this failure was asked for",
             Self::Loop => "dial the application's port, not the sidecar's",
             Self::Overload => "inbound.max_connections and outbound.max_connections",
             Self::MeshVersion => "run the same minor version of outrigger-sidecar on both sides",

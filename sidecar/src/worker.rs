@@ -19,6 +19,7 @@ use crate::{
     identity::IdentityHandle,
     inbound::Inbound,
     outbound::Services,
+    route::Routes,
     telemetry::{Metrics, WorkerMetrics},
 };
 
@@ -40,6 +41,8 @@ pub enum Phase {
 pub struct Shared {
     /// The configuration.
     pub config: Arc<Config>,
+    /// Its routes.
+    pub routes: Arc<Routes>,
     /// Who this workload is.
     pub identity: IdentityHandle,
     /// Names to endpoints.
@@ -81,7 +84,7 @@ impl Worker {
     /// The worker of this thread. `busy` tells the control thread how much is under way.
     pub fn new(index: usize, shared: Shared, busy: Arc<AtomicUsize>) -> Rc<Self> {
         let metrics = shared.metrics.worker();
-        let services = Services::new(&shared.config);
+        let services = Services::new(&shared.config, &shared.routes);
         let inbound = Inbound::new(&shared.config);
         let outbound_open = Open::new(shared.config.outbound.max_connections.get());
         let busy = Rc::new(BusyCount { here: Cell::new(0), shared: busy });

@@ -15,6 +15,7 @@ mod modes;
 mod protocols;
 mod resilience;
 mod retries;
+mod routes;
 mod smoke;
 mod streams;
 mod timeouts;

@@ -15,8 +15,8 @@ use super::{
     validate,
 };
 
-/// A configuration of thousands of services stays below this many bytes; what is larger is another file.
-const MAX_BYTES: u64 = 4 << 20;
+/// A configuration of thousands of services and routes stays below this many bytes; what is larger is another file.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Reads the configuration: the YAML file at `path`, if any, then the `OUTRIGGER_` variables of `env`, which win.
 ///
@@ -115,11 +115,13 @@ impl Source {
     }
 }
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     serde_saphyr::options! {
         // `yes` and `on` are words here, as in YAML 1.2.
         strict_booleans: true,
         with_snippet: false,
+        // What `MAX_BYTES` can hold: thousands of routes have more than the default of 250,000.
+        budget: serde_saphyr::budget! { max_nodes: 2_000_000, max_events: 6_000_000 },
     }
 }
 
@@ -229,7 +231,7 @@ fn remedy_of(path: &str, message: &str) -> &'static str {
         "give a number with its unit, as 250ms, 3s, 5m or 24h"
     } else if message.contains("percentage") {
         "give a whole number from 0 to 100"
-    } else if path.contains("identities") || path.contains("allow") {
+    } else if path.contains("identities") || path.starts_with("inbound.allow") {
         "give an id as spiffe://mesh.example/ns/shop/sa/orders"
     } else {
         "correct this value"

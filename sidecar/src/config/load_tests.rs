@@ -65,6 +65,8 @@ fn the_full_example_is_right_and_means_what_it_says() {
         matches!(&orders.endpoints, Some(super::super::EndpointSource::Srv(h)) if h.as_str() == "_http._tcp.orders.mesh")
     );
     assert_eq!(config.services[1].mtls, MtlsMode::Off);
+    assert_eq!(config.routes[0].rules.len(), 4);
+    assert_eq!(config.routes[0].rules[1].retry.grpc_codes[0].number(), "14");
     // Every value that has a default is shown with it, but for those that the example says otherwise of.
     let defaults: Config = load_text("services: [{ name: orders.mesh, port: 8080 }]", &[]).unwrap();
     let json = |c: &Config| serde_json::to_value(c).unwrap();

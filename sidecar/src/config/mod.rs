@@ -5,10 +5,15 @@
 //! for identity. Every value that reached one of these types is right, so the rooms that use them check nothing.
 
 mod env;
+mod fields;
+mod filters;
+mod filters_check;
 mod load;
 mod outline;
 mod problem;
 mod review;
+mod routes;
+mod routes_check;
 mod types;
 mod validate;
 
@@ -23,8 +28,11 @@ use outrigger_identity::{SpiffeId, TrustDomain};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use env::variables;
+pub use fields::{FieldName, FieldValue, GrpcCode, HostPattern, MethodMatch, OriginPattern, RouteName};
+pub use filters::*;
 pub use load::load;
 pub use problem::ConfigError;
+pub use routes::*;
 pub use types::{CaAddress, Host, HumanDuration, IdPattern, Percent};
 
 /// The whole configuration.
@@ -49,6 +57,9 @@ pub struct Config {
     /// Services that need more than the defaults. Hosts under `outbound.mesh_domains` need no entry here.
     #[serde(deserialize_with = "null_is_default")]
     pub services: Vec<ServiceConfig>,
+    /// Which requests go where, and how. Where no route names a host, its requests go to its service.
+    #[serde(deserialize_with = "null_is_default")]
+    pub routes: Vec<RouteConfig>,
     /// Health, metrics and the operator's view.
     #[serde(deserialize_with = "null_is_default")]
     pub admin: AdminConfig,
@@ -204,8 +215,37 @@ pub struct OutboundConfig {
     pub mesh_domains: Vec<Host>,
     /// How long a silent client is waited for before its original destination is dialled. Default 30 ms.
     pub detect_delay: HumanDuration,
+    /// How paths are made canonical where `routes` names the host.
+    #[serde(deserialize_with = "null_is_default")]
+    pub path_normalization: PathNormalization,
     /// Open outbound connections of one worker beyond which new ones are refused, 1 to 1,000,000. Default 20,000.
     pub max_connections: NonZeroU32,
+}
+
+/// How a path is made canonical before it is matched, and forwarded as that: RFC 3986 section 6.2.2 (dot segments, `%`
+/// and its digits), and what it leaves open by Envoy's two options.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PathNormalization {
+    /// Whether `//` becomes `/`. Default false, as Envoy.
+    pub merge_slashes: bool,
+    /// What to do with `%2F` and `%5C`, which some applications take for a `/`. Default `keep_unchanged`, as Envoy.
+    pub path_with_escaped_slashes_action: EscapedSlashes,
+}
+
+/// What to do with a path that has an escaped slash or backslash.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EscapedSlashes {
+    /// It is a character of its segment like others.
+    #[default]
+    KeepUnchanged,
+    /// Refuse the request with 400.
+    RejectRequest,
+    /// Send the caller to the path with slashes, by 307; a gRPC call is refused.
+    UnescapeAndRedirect,
+    /// It is a slash.
+    UnescapeAndForward,
 }
 
 /// What to do with an outbound connection to no known service.
@@ -440,6 +480,7 @@ impl Default for OutboundConfig {
             unmatched: Unmatched::Passthrough,
             mesh_domains: vec![Host::from_static("mesh")],
             detect_delay: Duration::from_millis(30).into(),
+            path_normalization: PathNormalization::default(),
             max_connections: at_least_one(20_000),
         }
     }

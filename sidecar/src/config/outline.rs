@@ -22,7 +22,7 @@ enum Node {
 impl Outline {
     /// The outline of `text`; empty where it is not YAML that has one.
     pub(super) fn of(text: &str) -> Self {
-        Self(serde_saphyr::from_str(text).ok())
+        Self(serde_saphyr::from_str_with_options(text, super::load::options()).ok())
     }
 
     /// The place of the value at `path`, as `services[1].timeouts.connect`, or of the innermost value around it that

@@ -3,6 +3,7 @@
 use std::{fs, io::ErrorKind, os::unix::fs::PermissionsExt, path::Path};
 
 use super::Config;
+use crate::route::Routes;
 
 impl Config {
     /// The configuration in one line.
@@ -17,11 +18,12 @@ impl Config {
         };
         let domains: Vec<&str> = self.outbound.mesh_domains.iter().map(super::Host::as_str).collect();
         format!(
-            "inbound {mode} on {}, outbound on {}, mesh domains [{}], services {}, {certificate}",
+            "inbound {mode} on {}, outbound on {}, mesh domains [{}], services {}, routes {}, {certificate}",
             self.inbound.port,
             self.outbound.port,
             domains.join(", "),
             self.services.len(),
+            self.routes.len(),
         )
     }
 
@@ -62,7 +64,26 @@ impl Config {
                 self.admin.address
             ));
         }
+        self.route_warnings(&mut warnings);
         warnings
+    }
+
+    /// What of the routes no request can ever take, and what no request can survive.
+    fn route_warnings(&self, warnings: &mut Vec<String>) {
+        if let Ok(routes) = Routes::compile(self) {
+            warnings
+                .extend(routes.unreachable().into_iter().map(|w| format!("{w}; remove it, or make it more specific")));
+        }
+        for (i, route) in self.routes.iter().enumerate() {
+            for (r, rule) in route.rules.iter().enumerate() {
+                if rule.backend_refs.as_ref().is_some_and(|refs| refs.iter().all(|b| b.weight == 0)) {
+                    warnings.push(format!(
+                        "routes[{i}].rules[{r}].backendRefs: every weight is 0, so its requests are answered 500; \
+                         give one of them a weight"
+                    ));
+                }
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use outrigger_identity::SpiffeId;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A DNS name in lower case without its final dot (RFC 1123 section 2.1, with `_` allowed as SRV names have it).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -254,19 +254,20 @@ impl fmt::Display for CaAddress {
 
 macro_rules! as_text {
     ($t:ty, $parse:expr) => {
-        impl Serialize for $t {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        impl serde::Serialize for $t {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
                 s.collect_str(self)
             }
         }
-        impl<'de> Deserialize<'de> for $t {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(d)?;
+        impl<'de> serde::Deserialize<'de> for $t {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(d)?;
                 $parse(&text).map_err(serde::de::Error::custom)
             }
         }
     };
 }
+pub(super) use as_text;
 as_text!(Host, Host::parse);
 as_text!(HumanDuration, HumanDuration::from_str);
 as_text!(IdPattern, IdPattern::from_str);

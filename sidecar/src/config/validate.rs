@@ -29,6 +29,7 @@ pub(super) fn issues(config: &Config) -> Vec<Issue> {
     check.outbound_and_dns(config);
     check.services(config);
     check.drain(config);
+    check.0.extend(super::routes_check::issues(config));
     check.0
 }
 

@@ -159,6 +159,19 @@ impl ReplaySource {
         !source.overflowed && !source.failed
     }
 
+    /// All of the body, where all of it has come and was kept.
+    pub fn whole(&self) -> Option<Bytes> {
+        let source = self.0.borrow();
+        if !source.ended && !source.incoming.is_end_stream() || source.overflowed || source.failed {
+            return None;
+        }
+        match &*source.kept {
+            [] => Some(Bytes::new()),
+            [one] => Some(one.clone()),
+            many => Some(many.concat().into()),
+        }
+    }
+
     /// Whether who reads it waits for more to come.
     pub fn starves(&self) -> bool {
         self.0.borrow().starves

@@ -26,6 +26,8 @@ pub struct Held {
 #[derive(Debug)]
 pub struct Exchange {
     metrics: Rc<RequestMetrics>,
+    /// Those of the route that the request takes, if it takes one.
+    route: Option<Rc<RequestMetrics>>,
     started: Instant,
     status: Option<StatusCode>,
     finished: Cell<bool>,
@@ -36,7 +38,20 @@ impl Exchange {
     /// A request has come and is under way from now on.
     pub fn begin(metrics: Rc<RequestMetrics>, held: Held) -> Self {
         metrics.begin();
-        Self { metrics, started: Instant::now(), status: None, finished: Cell::new(false), held: RefCell::new(held) }
+        Self {
+            metrics,
+            route: None,
+            started: Instant::now(),
+            status: None,
+            finished: Cell::new(false),
+            held: RefCell::new(held),
+        }
+    }
+
+    /// It is counted by its route as well.
+    pub fn take_route(&mut self, metrics: &Rc<RequestMetrics>) {
+        metrics.begin();
+        self.route = Some(Rc::clone(metrics));
     }
 
     /// When it began.
@@ -87,7 +102,11 @@ impl Exchange {
 
     fn end(&self, status: Option<StatusCode>) {
         if !self.finished.replace(true) {
-            self.metrics.end(status, self.started.elapsed());
+            let latency = self.started.elapsed();
+            self.metrics.end(status, latency);
+            if let Some(route) = &self.route {
+                route.end(status, latency);
+            }
             self.held.take();
         }
     }

@@ -189,6 +189,19 @@ fn path_of(uri: &Uri) -> Result<PathAndQuery, TargetError> {
     }
 }
 
+/// Makes a request one for `authority`, however it says whom it is for.
+pub fn replace_authority<B>(request: &mut http::Request<B>, authority: &Authority) -> Result<(), TargetError> {
+    if request.uri().authority().is_some() {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.authority = Some(authority.clone());
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| TargetError::BadHost)?;
+    }
+    if request.headers().contains_key(HOST) || request.uri().authority().is_none() {
+        set_host(request.headers_mut(), authority)?;
+    }
+    Ok(())
+}
+
 /// Sets Host from an authority, as HTTP/1.1 wants it.
 pub fn set_host(headers: &mut HeaderMap, authority: &Authority) -> Result<(), TargetError> {
     let value = HeaderValue::from_str(authority.as_str()).map_err(|_| TargetError::BadHost)?;

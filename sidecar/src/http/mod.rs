@@ -6,6 +6,7 @@ mod error;
 pub mod exchange;
 pub mod headers;
 mod incoming;
+pub mod path;
 pub mod reply;
 pub mod tunnel;
 

@@ -22,6 +22,31 @@ pub fn reply(reason: Reason, detail: &str, grpc: bool) -> Response<Body> {
     response
 }
 
+/// A response of these statuses, in place of those of `reason`.
+pub fn reply_with(
+    reason: Reason,
+    status: StatusCode,
+    grpc_status: &'static str,
+    detail: &str,
+    grpc: bool,
+) -> Response<Body> {
+    let mut response = reply(reason, detail, grpc);
+    if grpc {
+        response.headers_mut().insert("grpc-status", HeaderValue::from_static(grpc_status));
+    } else {
+        *response.status_mut() = status;
+        if status != StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().remove(RETRY_AFTER);
+        }
+        // RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5: none of them has content.
+        if matches!(status.as_u16(), 204 | 205 | 304) {
+            response.headers_mut().remove(CONTENT_TYPE);
+            *response.body_mut() = Body::Empty;
+        }
+    }
+    response
+}
+
 /// The text of a response of our own.
 pub(super) fn own_words(reason: Reason, detail: &str) -> String {
     format!("outrigger: {detail} ({}); look at: {}\n", reason.code(), reason.look_at())

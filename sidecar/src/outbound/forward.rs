@@ -10,7 +10,9 @@ use std::{
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, request::Parts};
 use tokio::time::Instant;
 
-use super::{connect, endpoint::Endpoint, retries::Retries, service::Service};
+use super::{
+    connect, endpoint::Endpoint, mirror::Copies, policy::Policy, retries::Retries, routed::LocalRule, service::Service,
+};
 use crate::{
     balance::Candidate,
     http::{
@@ -94,19 +96,29 @@ impl Source {
     }
 }
 
-/// Forwards a request to `service` and gives back its response, or one of our own that says why there is none.
+/// Forwards a request to a service and gives back its response, or one of our own that says why there is none. Its
+/// `copies` go where they are for once the body of it is known.
 pub(super) async fn forward(
     worker: &Rc<Worker>,
-    service: &Rc<Service>,
+    policy: Policy<'_>,
     outgoing: Parts,
     body: Incoming,
+    mut copies: Copies,
 ) -> Response<Body> {
+    let service = policy.service;
     let grpc = is_grpc(&outgoing.headers);
     let deadline = if grpc { deadline(Instant::now(), &outgoing.headers) } else { None };
-    let activity = Activity::new(service.spec.timeouts.idle.enabled());
+    let activity = Activity::new(policy.idle());
     let source =
         if body.is_end_stream() { Source::None } else { Source::Replay(ReplaySource::new(body, Rc::clone(&activity))) };
-    match call(worker, service, &outgoing, &source, &activity, deadline).await {
+    if source.replay().is_none() {
+        copies.send(worker, None);
+    }
+    let called = call(worker, policy, &outgoing, &source, &activity, deadline).await;
+    if let Some(body) = source.replay() {
+        copies.send(worker, Some(body));
+    }
+    match called {
         Ok((response, exchange)) => answer(service, response, exchange, activity, deadline),
         Err((e, exchange)) => refused(worker, exchange, e.reason, &e.message, grpc),
     }
@@ -131,25 +143,29 @@ pub(super) fn answer(
     Response::from_parts(parts, Watched::body(body, exchange, activity, deadline))
 }
 
-/// Gets a response from an endpoint of `service`, within its bounds and its time.
+/// Gets a response from an endpoint of a service, within its bounds and its time.
 pub(super) async fn call(
     worker: &Rc<Worker>,
-    service: &Rc<Service>,
+    policy: Policy<'_>,
     outgoing: &Parts,
     source: &Source,
     activity: &Activity,
     deadline: Option<Deadline>,
 ) -> Result<(Response<Incoming>, Exchange), (TryError, Exchange)> {
+    let service = policy.service;
     let held = Held { busy: Some(worker.busy()), ..Held::default() };
     let mut exchange = Exchange::begin(Rc::clone(&service.unattached), held);
+    if let Some(route) = policy.route {
+        exchange.take_route(route.metrics.requests());
+    }
     match service.breakers.try_request() {
         Ok(permit) => exchange.hold(permit),
         Err(full) => return Err((connect::overflow(service, full.which()).into(), exchange)),
     }
-    let own = service.spec.timeouts.request.enabled().map(|limit| Deadline { at: exchange.started() + limit, limit });
+    let own = policy.request().map(|limit| Deadline { at: exchange.started() + limit, limit });
     let end = own.into_iter().chain(deadline).min_by_key(|d| d.at);
     let asked = Cell::new(None);
-    let mut tries = pin!(tries(worker, service, outgoing, source, activity, &asked));
+    let mut tries = pin!(tries(worker, policy, outgoing, source, activity, &asked));
     let outcome = match end {
         None => tries.await,
         Some(end) => tokio::time::timeout_at(end.at, tries.as_mut()).await.unwrap_or_else(|_| {
@@ -185,30 +201,39 @@ pub(super) fn refused(worker: &Worker, exchange: Exchange, reason: Reason, detai
 }
 
 /// Refuses a request that cannot be forwarded.
-pub(super) fn bad_request(worker: &Worker, service: &Service, detail: &str, grpc: bool) -> Response<Body> {
-    let exchange = Exchange::begin(Rc::clone(&service.unattached), Held::default());
-    refused(worker, exchange, Reason::BadRequest, detail, grpc)
+pub(super) fn bad_request(worker: &Worker, policy: Policy<'_>, detail: &str, grpc: bool) -> Response<Body> {
+    refused(worker, unsent(policy), Reason::BadRequest, detail, grpc)
+}
+
+/// A request that goes nowhere.
+pub(super) fn unsent(policy: Policy<'_>) -> Exchange {
+    let mut exchange = Exchange::begin(Rc::clone(&policy.service.unattached), Held::default());
+    if let Some(route) = policy.route {
+        exchange.take_route(route.metrics.requests());
+    }
+    exchange
 }
 
 /// In `asked` is always whom the response is awaited from.
 async fn tries(
     worker: &Rc<Worker>,
-    service: &Rc<Service>,
+    policy: Policy<'_>,
     outgoing: &Parts,
     source: &Source,
     activity: &Activity,
     asked: &Cell<Option<Rc<Endpoint>>>,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
-    let mut retries = Retries::new(service);
+    let service = policy.service;
+    let mut retries = Retries::new(policy);
     loop {
         let endpoint = service.pick(retries.tried()).await?;
         asked.set(Some(Rc::clone(&endpoint)));
-        let result = one_try(worker, service, &endpoint, outgoing, source, activity).await;
+        let result = one_try(worker, policy, &endpoint, outgoing, source, activity).await;
         asked.set(None);
         let why = match &result {
             Ok((response, _)) => {
                 service.record(&endpoint, outcome_of(response.status()));
-                response_retry(service, outgoing, response)
+                response_retry(policy, outgoing, response)
             }
             Err(e) if e.by_caller => return result,
             // It waited for the workload; another endpoint would as well.
@@ -261,9 +286,9 @@ fn outcome_of(status: StatusCode) -> Outcome {
 }
 
 /// Whether a response is one to try again, and what to call it.
-fn response_retry(service: &Service, outgoing: &Parts, response: &Response<Incoming>) -> Option<&'static str> {
+fn response_retry(policy: Policy<'_>, outgoing: &Parts, response: &Response<Incoming>) -> Option<&'static str> {
     // Only a sidecar's word counts, and it lets no application use the header.
-    if service.is_mesh()
+    if policy.service.is_mesh()
         && let Some(code) = response.headers().get(headers::ERROR)
     {
         if Reason::unprocessed(code.as_bytes()) {
@@ -275,25 +300,28 @@ fn response_retry(service: &Service, outgoing: &Parts, response: &Response<Incom
             return Some(lost);
         }
     }
-    let listed = service.spec.retry.codes.contains(&response.status().as_u16());
-    (listed && outgoing.method.is_idempotent()).then_some("status")
+    if policy.retries_call(response.headers()) && is_grpc(&outgoing.headers) {
+        return Some("grpc_status");
+    }
+    (policy.retries_status(response.status()) && outgoing.method.is_idempotent()).then_some("status")
 }
 
 async fn one_try(
     worker: &Rc<Worker>,
-    service: &Rc<Service>,
+    policy: Policy<'_>,
     endpoint: &Rc<Endpoint>,
     outgoing: &Parts,
     source: &Source,
     activity: &Activity,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
+    let service = policy.service;
     let load = endpoint.load();
     load.begin(activity.touch());
     endpoint.count_request();
     // The time of a new connection's handshakes is no sign of load.
     let sent_at = Cell::new(None);
     let in_flight = InFlight(Some(endpoint));
-    let limit = service.spec.timeouts.backend_request.enabled();
+    let limit = policy.backend_request();
     let result = tokio::select! {
         biased;
         result = send(worker, service, endpoint, outgoing, source, activity, &sent_at) => result,
@@ -447,8 +475,13 @@ fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
     })
 }
 
-/// Makes of the workload's request one that can leave: for the mesh as HTTP/2, else in its own protocol.
-pub(super) fn outgoing(service: &Service, mut parts: Parts) -> Result<Parts, headers::TargetError> {
+/// Makes of the workload's request one that can leave: for the mesh as HTTP/2, else in its own protocol; with the headers
+/// that its route changes.
+pub(super) fn outgoing(
+    service: &Service,
+    route: Option<&LocalRule>,
+    mut parts: Parts,
+) -> Result<Parts, headers::TargetError> {
     let authority = headers::authority(&parts.uri, &parts.headers)?;
     let came_as_h2 = parts.version == Version::HTTP_2;
     headers::strip_mesh(&mut parts.headers);
@@ -467,6 +500,10 @@ pub(super) fn outgoing(service: &Service, mut parts: Parts) -> Result<Parts, hea
         (target, Version::HTTP_11)
     };
     (parts.uri, parts.version) = (target, version);
+    // Last, so that nothing that the workload says undoes it.
+    if let Some(changes) = route.and_then(|route| route.rule.request_headers.as_ref()) {
+        changes.apply(&mut parts.headers);
+    }
     Ok(parts)
 }
 

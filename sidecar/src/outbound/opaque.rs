@@ -6,7 +6,9 @@ use std::{net::SocketAddr, rc::Rc};
 use bytes::BytesMut;
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{connect, endpoint::Endpoint, passthrough_allowed, refuse, retries::Retries, service::Service};
+use super::{
+    connect, endpoint::Endpoint, passthrough_allowed, policy::Policy, refuse, retries::Retries, service::Service,
+};
 use crate::{
     balance::Candidate,
     http::client::ConnectError,
@@ -58,7 +60,7 @@ pub(super) async fn dial(
         let io = Upstream::Plain(connect::plain(&direct, &endpoint).await?);
         return Ok(Dialled { io, endpoint: None, service: None, _permit: None });
     };
-    let mut retries = Retries::new(&service);
+    let mut retries = Retries::new(Policy::of(&service));
     loop {
         let endpoint = service.pick(retries.tried()).await?;
         let permit = service.breakers.try_connection().map_err(|full| connect::overflow(&service, full.which()))?;

@@ -5,12 +5,12 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{endpoint::Endpoint, service::Service};
+use super::{endpoint::Endpoint, policy::Policy};
 use crate::resilience::{Permit, full_jitter};
 
 /// The tries of one call.
 pub(super) struct Retries<'a> {
-    service: &'a Service,
+    policy: Policy<'a>,
     tried: SmallVec<[Rc<Endpoint>; 3]>,
     made: u32,
     permit: Option<Permit>,
@@ -18,9 +18,9 @@ pub(super) struct Retries<'a> {
 
 impl<'a> Retries<'a> {
     /// A call that nobody was tried for yet. It counts towards the budget, which is a share of the calls.
-    pub(super) fn new(service: &'a Service) -> Self {
-        service.budget.request(Instant::now());
-        Self { service, tried: SmallVec::new(), made: 0, permit: None }
+    pub(super) fn new(policy: Policy<'a>) -> Self {
+        policy.service.budget.request(Instant::now());
+        Self { policy, tried: SmallVec::new(), made: 0, permit: None }
     }
 
     /// Who was tried: others go first.
@@ -31,17 +31,18 @@ impl<'a> Retries<'a> {
     /// Whether there may be one more: within `retry.attempts`, `retry.budget` and `circuit_breakers.max_retries`. What
     /// is granted is taken, so [`Self::wait`] must follow.
     pub(super) fn granted(&mut self) -> bool {
-        if self.made >= self.service.spec.retry.attempts {
+        let service = self.policy.service;
+        if self.made >= self.policy.attempts() {
             return false;
         }
         // The place of the try before is free again.
         self.permit = None;
-        let Ok(permit) = self.service.breakers.try_retry() else {
-            self.service.metrics.retry_denied("max_retries");
+        let Ok(permit) = service.breakers.try_retry() else {
+            service.metrics.retry_denied("max_retries");
             return false;
         };
-        if !self.service.budget.try_retry(Instant::now()) {
-            self.service.metrics.retry_denied("budget");
+        if !service.budget.try_retry(Instant::now()) {
+            service.metrics.retry_denied("budget");
             return false;
         }
         self.permit = Some(permit);
@@ -50,9 +51,9 @@ impl<'a> Retries<'a> {
 
     /// Counts the retry for `why` and waits its backoff; `failed` is avoided from now on.
     pub(super) async fn wait(&mut self, failed: Rc<Endpoint>, why: &'static str) {
-        self.service.metrics.retry(why);
+        self.policy.count_retry(why);
         self.made += 1;
         self.tried.push(failed);
-        tokio::time::sleep(full_jitter(self.service.spec.retry.backoff.get(), self.made)).await;
+        tokio::time::sleep(full_jitter(self.policy.backoff(), self.made)).await;
     }
 }

@@ -1,7 +1,7 @@
 //! The services of the workload: those of the configuration, and those that a name in a mesh domain makes.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     fmt,
     net::SocketAddr,
     rc::{Rc, Weak},
@@ -11,9 +11,13 @@ use std::{
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
-use super::service::{Service, ServiceSpec};
+use super::{
+    routed::HostRoutes,
+    service::{Service, ServiceSpec},
+};
 use crate::{
     config::{Config, Host, MtlsMode},
+    route::Routes,
     worker::Worker,
 };
 
@@ -25,11 +29,17 @@ const UNUSED: Duration = Duration::from_secs(60);
 struct FromName {
     service: Rc<Service>,
     used: Cell<Instant>,
+    /// A route sends requests there, so it is never forgotten.
+    of_route: Cell<bool>,
 }
 
 /// Finds services by name and by address.
 pub struct Services {
     configured: FxHashMap<(Host, u16), usize>,
+    /// The configured services by their names, which backends of routes have.
+    by_name: FxHashMap<Host, usize>,
+    /// By the number of their table, once a request has named one of its hosts.
+    routes: Box<[OnceCell<Rc<HostRoutes>>]>,
     /// The configured services that go through the mesh, by their port.
     required: FxHashMap<u16, Vec<usize>>,
     made: RefCell<Vec<Option<Rc<Service>>>>,
@@ -44,8 +54,8 @@ impl fmt::Debug for Services {
 }
 
 impl Services {
-    /// The services of `config`; none is started yet.
-    pub fn new(config: &Config) -> Self {
+    /// The services of `config` with its `routes`; none is started yet.
+    pub fn new(config: &Config, routes: &Routes) -> Self {
         let mut configured = FxHashMap::default();
         let mut required = FxHashMap::<u16, Vec<usize>>::default();
         for (index, service) in config.services.iter().enumerate() {
@@ -57,8 +67,12 @@ impl Services {
                 configured.insert((host.clone(), service.port), index);
             }
         }
+        let routed = !routes.tables().is_empty();
+        let by_name = config.services.iter().enumerate().filter(|_| routed).map(|(i, s)| (s.name.clone(), i)).collect();
+        let routes = routes.tables().iter().map(|_| OnceCell::new()).collect();
         let made = RefCell::new(vec![None; config.services.len()]);
-        Self { configured, required, made, from_names: RefCell::default(), addresses: RefCell::default() }
+        let (from_names, addresses) = Default::default();
+        Self { configured, by_name, routes, required, made, from_names, addresses }
     }
 
     /// Starts every configured service, so that its endpoints are known before the first call.
@@ -100,15 +114,36 @@ impl Services {
         }
         let mut from_names = self.from_names.borrow_mut();
         if from_names.len() >= MAX_FROM_NAMES {
-            from_names.retain(|_, s| now - s.used.get() < UNUSED);
+            from_names.retain(|_, s| s.of_route.get() || now - s.used.get() < UNUSED);
             if from_names.len() >= MAX_FROM_NAMES {
                 tracing::warn!(%host, "more than {MAX_FROM_NAMES} mesh services in use at once; this one is not taken up");
                 return None;
             }
         }
         let service = Service::start(worker, ServiceSpec::from_name(host.clone(), port));
-        from_names.insert(key, FromName { service: Rc::clone(&service), used: Cell::new(now) });
+        let entry = FromName { service: Rc::clone(&service), used: Cell::new(now), of_route: Cell::new(false) };
+        from_names.insert(key, entry);
         Some(service)
+    }
+
+    /// The service that a backend of a route means: one of the configuration by its name, or one made from its name.
+    pub fn backend(&self, worker: &Rc<Worker>, name: &Host, port: Option<u16>) -> Option<Rc<Service>> {
+        if let Some(index) = self.by_name.get(name) {
+            return self.configured_service(worker, *index);
+        }
+        let port = port?;
+        let service = self.by_host(worker, name, port)?;
+        if let Some(entry) = self.from_names.borrow().get(&(name.clone(), port)) {
+            entry.of_route.set(true);
+        }
+        Some(service)
+    }
+
+    /// The routes that requests for `host` at `port` take, if a route names it.
+    pub fn routes(&self, worker: &Worker, host: &Host, port: u16) -> Option<Rc<HostRoutes>> {
+        let number = worker.shared.routes.find(host, port)?;
+        let table = worker.shared.routes.tables().get(number)?;
+        Some(Rc::clone(self.routes.get(number)?.get_or_init(|| Rc::new(HostRoutes::new(table)))))
     }
 
     /// The service that has an endpoint at `address`.

@@ -9,6 +9,7 @@ use tokio::task::spawn_local;
 
 use super::{
     forward::{self, Source, refused},
+    policy::Policy,
     service::Service,
 };
 use crate::{
@@ -28,14 +29,15 @@ pub(super) fn is_asked_for(request: &Request<Incoming>) -> bool {
 }
 
 /// Forwards the request and, once the other side agrees, the bytes.
-pub(super) async fn forward(worker: &Rc<Worker>, service: &Rc<Service>, request: Request<Incoming>) -> Response<Body> {
-    let (outgoing, client) = match outgoing(service, request) {
+pub(super) async fn forward(worker: &Rc<Worker>, policy: Policy<'_>, request: Request<Incoming>) -> Response<Body> {
+    let service = policy.service;
+    let (outgoing, client) = match outgoing(policy, request) {
         Ok(outgoing) => outgoing,
-        Err(why) => return forward::bad_request(worker, service, &why, false),
+        Err(why) => return forward::bad_request(worker, policy, &why, false),
     };
     let source = if service.is_mesh() { Source::Tunnel(RefCell::default()) } else { Source::None };
-    let activity = Activity::new(service.spec.timeouts.idle.enabled());
-    let (mut response, mut exchange) = match forward::call(worker, service, &outgoing, &source, &activity, None).await {
+    let activity = Activity::new(policy.idle());
+    let (mut response, mut exchange) = match forward::call(worker, policy, &outgoing, &source, &activity, None).await {
         Ok(answered) => answered,
         Err((e, exchange)) => return refused(worker, exchange, e.reason, &e.message, false),
     };
@@ -77,11 +79,12 @@ async fn carry(
 }
 
 /// The request as it leaves: an upgrade between sidecars is an ordinary request with a header.
-fn outgoing(service: &Service, request: Request<Incoming>) -> Result<(Parts, OnUpgrade), String> {
+fn outgoing(policy: Policy<'_>, request: Request<Incoming>) -> Result<(Parts, OnUpgrade), String> {
+    let service = policy.service;
     let (parts, body) = request.into_parts();
     let client = body.upgrade().ok_or("a request that asks for an upgrade must have no body here")?;
     let protocol = parts.headers.get(UPGRADE).cloned().ok_or("the upgrade names no protocol")?;
-    let mut outgoing = forward::outgoing(service, parts).map_err(|e| e.to_string())?;
+    let mut outgoing = forward::outgoing(service, policy.route, parts).map_err(|e| e.to_string())?;
     outgoing.headers.remove(CONTENT_LENGTH);
     if service.is_mesh() {
         outgoing.headers.insert(headers::MESH_UPGRADE, protocol);

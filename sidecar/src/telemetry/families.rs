@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use super::{
-    MAX_SERIES, MAX_SERVICES,
+    MAX_ROUTES, MAX_SERIES, MAX_SERVICES,
     cells::{Cell64, Count, Family, HistogramSum, max, sum},
     worker::{CLASSES, ConnectionCells, Direction, RequestCells, ServiceCells, Transport},
 };
@@ -37,6 +37,12 @@ pub(super) struct ServiceReasonKey {
     pub(super) reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct RouteReasonKey {
+    pub(super) route: Arc<str>,
+    pub(super) reason: &'static str,
+}
+
 /// Everything that workers write.
 #[derive(Debug)]
 pub(super) struct Families {
@@ -50,6 +56,10 @@ pub(super) struct Families {
     pub(super) ejections: Family<ServiceReasonKey, Count>,
     pub(super) circuit_open: Family<ServiceReasonKey, Count>,
     pub(super) connect_failures: Family<ServiceReasonKey, Count>,
+    pub(super) routes: Family<Arc<str>, RequestCells>,
+    pub(super) route_retries: Family<RouteReasonKey, Count>,
+    pub(super) route_faults: Family<RouteReasonKey, Count>,
+    pub(super) route_mirrored: Family<RouteReasonKey, Count>,
 }
 
 impl Families {
@@ -66,6 +76,10 @@ impl Families {
             ejections: Family::new(usize::MAX),
             circuit_open: Family::new(usize::MAX),
             connect_failures: Family::new(usize::MAX),
+            routes: Family::new(MAX_ROUTES),
+            route_retries: Family::new(usize::MAX),
+            route_faults: Family::new(usize::MAX),
+            route_mirrored: Family::new(usize::MAX),
         }
     }
 }
@@ -80,6 +94,7 @@ impl Collector for WorkerCollector {
         requests(families, &mut to)?;
         connections(families, &mut to)?;
         services(families, &mut to)?;
+        routes(families, &mut to)?;
 
         let by_direction = [
             ("outrigger_errors", "Responses and ends of connections that the sidecar itself made.", &families.errors),
@@ -143,6 +158,44 @@ fn requests(families: &Families, to: &mut DescriptorEncoder<'_>) -> fmt::Result 
 
 fn request_labels(key: &RequestKey) -> [(&'static str, &str); 3] {
     [("direction", key.direction.as_str()), ("service", &key.service), ("peer", &key.peer)]
+}
+
+fn routes(families: &Families, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let help = "Requests that took a route and have ended, by the class of the status that the caller got.";
+    let mut metric = to.encode_descriptor("outrigger_route_requests", help, None, MetricType::Counter)?;
+    families.routes.each(|route, blocks| {
+        CLASSES.iter().enumerate().try_for_each(|(i, class)| {
+            let labels = [("route", &**route), ("status_class", class)];
+            counter(&mut metric, &labels, sum(blocks, |c: &RequestCells| &c.by_class[i]))
+        })
+    })?;
+
+    let help = "From a request's head to the end of its response, delays on purpose not included.";
+    let mut metric =
+        to.encode_descriptor("outrigger_route_request_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    families.routes.each(|route, blocks| {
+        let mut latency = HistogramSum::default();
+        blocks.iter().for_each(|block| block.latency.add_to(&mut latency));
+        metric.encode_family(&[("route", &**route)])?.encode_histogram::<NoLabelSet>(
+            latency.seconds(),
+            latency.count(),
+            &latency.buckets(),
+            None,
+        )
+    })?;
+
+    let by_route = [
+        ("outrigger_route_retries", "Tries after a request's first.", "reason", &families.route_retries),
+        ("outrigger_route_faults", "Faults that were injected.", "fault", &families.route_faults),
+        ("outrigger_route_mirrored", "Copies of requests, sent or not.", "result", &families.route_mirrored),
+    ];
+    for (name, help, label, family) in by_route {
+        let mut metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+        family.each(|key, blocks| {
+            counter(&mut metric, &[("route", &*key.route), (label, key.reason)], sum(blocks, |c| &c.0))
+        })?;
+    }
+    Ok(())
 }
 
 fn connections(families: &Families, to: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -8,6 +8,7 @@ mod cells;
 mod control;
 mod families;
 mod process;
+mod route;
 mod worker;
 
 use std::{
@@ -19,6 +20,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 
 pub use self::{
     control::{ControlMetrics, Outcomes},
+    route::RouteMetrics,
     worker::{ConnectionMetrics, Direction, Meter, RequestMetrics, ServiceMetrics, Transport, WorkerMetrics},
 };
 use self::{
@@ -32,6 +34,9 @@ pub const MAX_SERIES: usize = 2_000;
 
 /// Services that are told apart in the metrics of services; more of them are counted together as `service="other"`.
 pub const MAX_SERVICES: usize = 1_000;
+
+/// Routes that are told apart; more of them are counted together as `route="other"`.
+pub const MAX_ROUTES: usize = 1_000;
 
 /// The `content-type` of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

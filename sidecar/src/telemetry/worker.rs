@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 use super::{
     cells::{Cell64, Count, Family, HistogramCells},
     families::{Families, OTHER, ReasonKey, RequestKey, ServiceReasonKey},
+    route::RouteMetrics,
 };
 
 /// Which of the two journeys.
@@ -105,6 +106,8 @@ pub struct WorkerMetrics(Rc<Inner>);
 
 struct Inner {
     families: Arc<Families>,
+    routes: RefCell<ByName<Rc<RouteMetrics>>>,
+    other_route: RefCell<Option<Rc<RouteMetrics>>>,
     /// By direction, service and peer.
     requests: [RefCell<ByName<ByName<Rc<RequestMetrics>>>>; 2],
     other_requests: RefCell<[Option<Rc<RequestMetrics>>; 2]>,
@@ -119,6 +122,8 @@ impl WorkerMetrics {
     pub(super) fn new(families: Arc<Families>) -> Self {
         Self(Rc::new(Inner {
             families,
+            routes: Default::default(),
+            other_route: Default::default(),
             requests: Default::default(),
             other_requests: Default::default(),
             connections: Default::default(),
@@ -182,6 +187,27 @@ impl WorkerMetrics {
         handle
     }
 
+    /// The handle for the requests of a route of the configuration. Beyond [`super::MAX_ROUTES`] routes it is that of
+    /// `route="other"`.
+    pub fn route(&self, route: &str) -> Rc<RouteMetrics> {
+        if let Some(handle) = self.0.routes.borrow().get(route) {
+            return handle.clone();
+        }
+        let families = &self.0.families;
+        let name: Arc<str> = route.into();
+        let Some(cells) = families.routes.block(name.clone()) else {
+            let mut other = self.0.other_route.borrow_mut();
+            let other = other.get_or_insert_with(|| {
+                let requests = RequestMetrics::new(families.routes.block_always(OTHER.into()));
+                RouteMetrics::new(families.clone(), requests, OTHER.into())
+            });
+            return other.clone();
+        };
+        let handle = RouteMetrics::new(families.clone(), RequestMetrics::new(cells), name);
+        self.0.routes.borrow_mut().insert(route.into(), handle.clone());
+        handle
+    }
+
     /// A TLS handshake failed, for the reason of this stable code.
     pub fn tls_failure(&self, d: Direction, reason: &'static str) {
         let key = ReasonKey { direction: d, reason };
@@ -197,10 +223,15 @@ impl WorkerMetrics {
 
 /// Counters by a reason that is one of a few fixed words: found by a walk along a short list.
 #[derive(Default)]
-struct Reasons(RefCell<Vec<(&'static str, Arc<Count>)>>);
+pub(super) struct Reasons(RefCell<Vec<(&'static str, Arc<Count>)>>);
 
 impl Reasons {
-    fn count<K: Ord + Clone>(&self, reason: &'static str, family: &Family<K, Count>, key: impl FnOnce() -> K) {
+    pub(super) fn count<K: Ord + Clone>(
+        &self,
+        reason: &'static str,
+        family: &Family<K, Count>,
+        key: impl FnOnce() -> K,
+    ) {
         let mut known = self.0.borrow_mut();
         if let Some((_, count)) = known.iter().find(|(r, _)| *r == reason) {
             count.0.add(1);
