@@ -159,6 +159,13 @@ fn version(database: &mut Database) -> Result<u64, AuthorityError> {
     Ok(database.snapshot(|tx| tx.bundle_row())?.version)
 }
 
+impl Authority {
+    /// The kind of the key that signs.
+    pub fn algorithm(&self) -> Algorithm {
+        algorithm_of(self.active())
+    }
+}
+
 /// The kind of a member's key; another than ours becomes the default.
 fn algorithm_of(member: &Member) -> Algorithm {
     debug_assert_eq!(member.kind(), AuthorityKind::Intermediate);

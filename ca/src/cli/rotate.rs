@@ -73,9 +73,9 @@ pub(crate) enum RotateCommand {
         /// File of the root's key [default: the one in the CA's directory]
         #[arg(long, value_name = "FILE")]
         root_key: Option<PathBuf>,
-        /// Kind of the new keys: p256, p384 or ed25519
-        #[arg(long = "alg", value_name = "KIND", default_value = "p256")]
-        algorithm: Algorithm,
+        /// Kind of the new keys: p256, p384 or ed25519 [default: that of the current intermediate's]
+        #[arg(long = "alg", value_name = "KIND")]
+        algorithm: Option<Algorithm>,
         /// Lifetime of the intermediate, as 365d; ends with the root's at the latest
         #[arg(long = "int-ttl", value_name = "TTL", default_value = "365d", value_parser = commands::ca_lifetime)]
         ttl: Duration,

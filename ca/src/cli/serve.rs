@@ -1,6 +1,6 @@
 //! The grammar of `serve`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use outrigger_ca::{
@@ -72,6 +72,9 @@ pub(crate) struct LimitArgs {
     /// Certificates in total
     #[arg(long, value_name = "RATE", default_value = "500/s:5000")]
     issue_rate: Rate,
+    /// The longest lifetime that a caller gets, as 15m, 24h or 7d; at most 30d
+    #[arg(long, value_name = "TTL", default_value = "24h", value_parser = commands::lifetime)]
+    max_ttl: Duration,
 }
 
 impl From<LimitArgs> for Limits {
@@ -82,6 +85,7 @@ impl From<LimitArgs> for Limits {
             failures: args.failed_attempts,
             issuances_of_one: args.id_rate,
             issuances: args.issue_rate,
+            max_ttl: args.max_ttl,
         }
     }
 }

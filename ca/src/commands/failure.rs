@@ -1,6 +1,9 @@
 //! What a command's failure is called and which exit status it has. Scripts build on both, so they do not change.
 
-use std::{error::Error, io};
+use std::{
+    error::Error,
+    io::{self, Write as _},
+};
 
 use outrigger_ca::{
     admin::AdminError,
@@ -80,11 +83,16 @@ impl Failure {
             let error = serde_json::json!({
                 "error": { "code": self.code, "exit": self.kind.exit(), "message": self.message }
             });
-            eprintln!("{error}");
+            say(&error.to_string());
         } else {
-            eprintln!("outrigger-ca: {}", self.message);
+            say(&format!("outrigger-ca: {}", self.message));
         }
     }
+}
+
+/// The exit status speaks where nobody reads stderr any more.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Errors of writing a result to stdout.
@@ -268,11 +276,13 @@ impl From<OutputError> for Failure {
 
 impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
-        let code = match &error {
+        let code = match error {
+            // As the same failure of "issue".
+            ServeError::OwnCertificate(error) => return error.into(),
             ServeError::Listen { .. } => "listen",
             ServeError::AdminSocket { .. } => "admin_socket",
             ServeError::System(..) => "system",
-            ServeError::OwnCertificate(_) | ServeError::OwnKey(_) => "own_certificate",
+            ServeError::OwnKey(_) => "own_certificate",
             ServeError::Tls(_) => "tls",
             ServeError::Store(_) => "database",
         };

@@ -18,7 +18,7 @@ use super::{Outcome, Output};
 pub(crate) struct Prepare {
     pub(crate) new_root: Option<NewRoot>,
     pub(crate) root_key: Option<PathBuf>,
-    pub(crate) algorithm: Algorithm,
+    pub(crate) algorithm: Option<Algorithm>,
     pub(crate) ttl: Duration,
     pub(crate) password: Option<Password>,
 }
@@ -31,7 +31,7 @@ pub(crate) fn prepare(dir: &Path, wish: Prepare, output: Output) -> Outcome {
     let options = PrepareOptions {
         new_root: wish.new_root,
         root_key: wish.root_key.as_deref(),
-        algorithm: wish.algorithm,
+        algorithm: wish.algorithm.unwrap_or_else(|| authority.algorithm()),
         ttl: wish.ttl,
         password: wish.password.as_ref(),
     };

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use outrigger_identity::SpiffeId;
 
+use crate::authority::DEFAULT_TTL;
+
 pub use rate::{Limiter, Rate, RateError};
 pub use source::Source;
 
@@ -26,6 +28,8 @@ pub struct Limits {
     pub issuances_of_one: Rate,
     /// Certificates in total.
     pub issuances: Rate,
+    /// The longest lifetime that a caller over the network gets; who asks for more gets this.
+    pub max_ttl: Duration,
 }
 
 impl Default for Limits {
@@ -40,6 +44,8 @@ impl Default for Limits {
             issuances_of_one: Rate::new(10, SECOND, 2000),
             // SPIRE's number for signing.
             issuances: Rate::new(500, SECOND, 5000),
+            // As step-ca: a short certificate must not renew itself into one that outlives its revocation.
+            max_ttl: DEFAULT_TTL,
         }
     }
 }
@@ -82,6 +88,8 @@ pub struct Rates {
     failures: Limiter<Source>,
     ids: Limiter<SpiffeId>,
     total: Limiter<()>,
+    /// See [`Limits::max_ttl`].
+    pub max_ttl: Duration,
 }
 
 impl Rates {
@@ -91,6 +99,7 @@ impl Rates {
             failures: Limiter::new(limits.failures),
             ids: Limiter::new(limits.issuances_of_one),
             total: Limiter::new(limits.issuances),
+            max_ttl: limits.max_ttl,
         }
     }
 

@@ -128,6 +128,7 @@ impl Inner {
             Ok(seconds) => Duration::from_secs(seconds),
             Err(_) => return Err(Refused::negative_validity()),
         };
+        let ttl = ttl.min(self.rates.max_ttl);
         let evidence = self.attestation.examine(shown, self.live.get().trust_domain()).await?;
         let (rates, evidence) = (Arc::clone(&self.rates), Arc::new(evidence));
         let now = OffsetDateTime::now_utc();

@@ -3,7 +3,8 @@
 //!
 //! What it does not show by itself: somebody who may write the file can cut the newest records off, or compute the whole
 //! chain anew. Against that keep a hash elsewhere now and then (`log verify` prints the newest) and ask for it later
-//! (`log verify --head`).
+//! (`log verify --head`). Whoever may write the file can also remove the oldest records and leave an anchor, as pruning
+//! does: `log verify` says up to which number records are gone, and their certificates must all have expired.
 
 use std::{fmt, str::FromStr};
 
@@ -156,7 +157,7 @@ impl Transaction<'_> {
         let mut records = 0;
         self.for_each(|record| {
             let hash = before.of_next(record.seq, &record.entry);
-            if hash != record.hash || record.seq <= last_seq {
+            if hash != record.hash || record.seq != last_seq + 1 {
                 return Err(ChainFault::Broken { seq: record.seq, serial: record.entry.serial });
             }
             records += 1;
@@ -174,14 +175,20 @@ impl Transaction<'_> {
         }
     }
 
-    /// Number and hash of the newest record that was ever written: what the next one follows.
+    /// Number and hash of the newest record that was ever written: what the next one follows. Fails where that record is
+    /// gone: one more behind the hole would hide it.
     pub(super) fn read_head(&mut self) -> Result<(i64, ChainHash), StoreError> {
-        let newest = self.query_first("SELECT hash FROM issued ORDER BY seq DESC LIMIT 1", &[])?;
-        let before = match newest {
-            Some(row) => row.chain_hash(0)?,
-            None => self.anchor()?.map_or(ChainHash::GENESIS, |(_, hash)| hash),
+        let newest = self.query_first("SELECT seq, hash FROM issued ORDER BY seq DESC LIMIT 1", &[])?;
+        let (found, before) = match newest {
+            Some(row) => (row.int(0)?, row.chain_hash(1)?),
+            None => self.anchor()?.unwrap_or((0, ChainHash::GENESIS)),
         };
-        Ok((self.last_written()?, before))
+        let last = self.last_written()?;
+        if found != last {
+            let fault = format!("an issuance log that ends at record {found}, though {last} were written");
+            return Err(StoreError::Damaged(fault));
+        }
+        Ok((last, before))
     }
 
     /// Where the chain begins after pruning.

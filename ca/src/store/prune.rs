@@ -59,7 +59,7 @@ impl Transaction<'_> {
                 break;
             }
             let hash = before.of_next(record.seq, &record.entry);
-            if hash != record.hash || record.seq <= last {
+            if hash != record.hash || record.seq != last + 1 {
                 return Err(ChainFault::Broken { seq: record.seq, serial: record.entry.serial }.into());
             }
             (last, before) = (record.seq, hash);

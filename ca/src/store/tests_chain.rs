@@ -99,6 +99,31 @@ fn a_record_that_was_removed_added_moved_or_cut_off_is_missed() {
 }
 
 #[test]
+fn nothing_is_recorded_behind_a_log_that_was_cut() {
+    for dialect in BOTH {
+        let (_place, mut db) = database(dialect, 4);
+        meddle(&mut db, "DELETE FROM issued WHERE seq > 2");
+        let error = db.transaction(|tx| tx.append(&entry("aa"))).unwrap_err();
+        assert!(matches!(&error, StoreError::Damaged(what) if what.contains("ends at record 2")), "{error}");
+        assert!(matches!(verify(&mut db).unwrap_err(), ChainFault::Cut { found: 2, last: 4 }));
+    }
+}
+
+#[test]
+fn a_hole_that_the_chain_was_closed_over_is_found() {
+    for dialect in BOTH {
+        let (_place, mut db) = database(dialect, 2);
+        let (_, before) = db.snapshot(|tx| tx.read_head()).unwrap();
+        // A right hash, but numbers 3 and 4 were never there.
+        let next = entry("aa");
+        let hash = before.of_next(5, &next);
+        db.transaction(|tx| tx.execute(super::log::INSERT, &super::log::values(&next, "[]", 5, &hash)).map(drop))
+            .unwrap();
+        assert!(matches!(verify(&mut db).unwrap_err(), ChainFault::Broken { seq: 5, .. }));
+    }
+}
+
+#[test]
 fn a_hash_noted_elsewhere_shows_a_log_that_was_written_anew() {
     for dialect in BOTH {
         let (_place, mut db) = database(dialect, 3);

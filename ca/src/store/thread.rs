@@ -3,7 +3,7 @@
 //! What waits while one transaction is written goes into the next one together, each part undone for itself if it fails:
 //! one fsync then serves them all.
 
-use std::thread::JoinHandle;
+use std::{panic::AssertUnwindSafe, thread::JoinHandle};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -82,8 +82,15 @@ impl Store {
         let (queue, mut parts) = mpsc::channel::<Box<dyn Part>>(QUEUE);
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
             let mut group = Vec::with_capacity(GROUP);
-            while parts.blocking_recv_many(&mut group, GROUP) > 0 {
-                commit(&mut database, &mut group);
+            let mut serve = || {
+                while parts.blocking_recv_many(&mut group, GROUP) > 0 {
+                    commit(&mut database, &mut group);
+                }
+            };
+            // A server whose database thread is gone would look alive and never issue again; who started it starts it anew.
+            if std::panic::catch_unwind(AssertUnwindSafe(&mut serve)).is_err() {
+                tracing::error!("the database's thread panicked; this is a defect, please report it");
+                std::process::exit(1);
             }
         })?;
         Ok((Self { queue }, thread))

@@ -13,7 +13,7 @@ use outrigger_identity::csr::new_key_and_csr;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 
-use super::{Ca, ID, ok, openssl_accepts, refused, run};
+use super::{BINARY, Ca, ID, ok, openssl_accepts, refused, run};
 
 /// The lines of a command with `--json`, and its exit status.
 fn lines(args: &[&str]) -> (i32, Vec<Value>) {
@@ -225,6 +225,25 @@ fn check_finds_what_is_wrong_with_a_ca_and_nothing_in_a_good_one() {
     let other = Ca::new();
     std::fs::copy(format!("{}/root.pem", other.path("ca")), format!("{dir}/root.pem")).unwrap();
     assert_eq!(not_ok(&ca, &[]), (6, vec!["certificate_files failure".into(), "log failure".into()]));
+}
+
+/// As in `outrigger-ca check | grep -q …` under pipefail.
+#[test]
+fn a_bad_verdict_is_told_by_the_exit_status_also_when_nobody_reads() {
+    let ca = Ca::new();
+    let dir = ca.path("ca");
+    chmod(&dir, 0o777);
+    let other = Ca::new();
+    let cert = issued(&other).join("cert.pem");
+    let (check, verify) = (["check", "--dir", &dir], ["verify", cert.to_str().unwrap(), "--dir", &dir]);
+    for args in [&check[..], &verify] {
+        for end in [">&-", "2>&1 | true; exit ${PIPESTATUS[0]}"] {
+            let script = format!("\"$0\" \"$@\" {end}");
+            let mut shell = Command::new("bash");
+            let status = shell.args(["-c", &script, BINARY]).args(args).status().unwrap();
+            assert_eq!(status.code(), Some(6), "{args:?} {end}");
+        }
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Ca, ID, Server, ask,
+    Ca, ID, Server, ask, leaf,
     serving::{METRICS, curl, try_curl, until_ended},
 };
 
@@ -52,6 +52,32 @@ async fn failures_are_limited_by_address_and_successes_are_not() {
         r#"outrigger_ca_refusals_total{reason="rate_limited"} 1"#,
     ] {
         assert!(metrics.text.lines().any(|l| l == line), "no {line} in\n{}", metrics.text);
+    }
+}
+
+#[tokio::test]
+async fn nobody_gets_a_longer_life_than_the_server_allows() {
+    let ca = Ca::new();
+    let (_, csr) = new_key_and_csr(None).unwrap();
+    let life = async |options: &[&str], wished: Option<u64>| {
+        let (server, bundle, token) = (ca.serve_with(options), ca.bundle(), ca.token(ID));
+        let (credential, ttl) = (Credential::Token(token), wished.map(Duration::from_secs));
+        let address = &server.address;
+        let request = EnrolRequest { address, bundle_pem: &bundle, credential, csr_pem: csr.as_str(), ttl };
+        let pem = leaf(&enrol(request).await.unwrap().chain_pem);
+        let validity = pem.parse_x509().unwrap().validity().clone();
+        // Backdated by a minute.
+        validity.not_after.timestamp() - validity.not_before.timestamp() - 60
+    };
+    let month = Some(30 * 86_400);
+    for (options, wished, granted) in [
+        (&[][..], month, 86_400),
+        (&["--max-ttl", "7d"], month, 7 * 86_400),
+        (&["--max-ttl", "1h"], None, 3600),
+        (&["--max-ttl", "1h"], Some(600), 600),
+    ] {
+        let got = life(options, wished).await;
+        assert!((granted - 1..=granted + 1).contains(&got), "{options:?}, {wished:?}: {got} s");
     }
 }
 

@@ -106,3 +106,23 @@ fn a_rotation_never_weakens_and_takes_an_offline_roots_key_from_where_it_is() {
     assert_eq!(ca.json(&[&["rotate", "activate"][..], &with].concat()).0, 0);
     ok(&[&issue[..], &[&ca.path("w")], &with].concat());
 }
+
+#[test]
+fn the_next_intermediate_has_the_kind_of_key_of_the_one_before() {
+    let ca = Ca::with(&["--alg", "p384"]);
+    let dir = ca.path("ca");
+    let kind = |name: &str| {
+        let out = ca.path(name);
+        ok(&["issue", "--dir", &dir, "--id", ID, "--out", &out]);
+        let chain = std::fs::read(Path::new(&out).join("cert.pem")).unwrap();
+        let intermediate = x509_parser::prelude::Pem::iter_from_buffer(&chain).nth(1).unwrap().unwrap();
+        let certificate = intermediate.parse_x509().unwrap();
+        (certificate.public_key().raw.len(), certificate.raw_serial().to_vec())
+    };
+    let before = kind("before");
+    ok(&["rotate", "prepare", "--dir", &dir]);
+    ok(&["rotate", "activate", "--dir", &dir]);
+    let after = kind("after");
+    assert_eq!(before.0, after.0, "another kind of key");
+    assert_ne!(before.1, after.1);
+}
