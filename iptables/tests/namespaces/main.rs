@@ -12,6 +12,7 @@ mod half_close;
 mod killed;
 mod lifecycle;
 mod matrix;
+mod modes;
 mod stray;
 mod support;
 mod verify;

@@ -80,7 +80,7 @@ fn with_all_that_it_calls(plan: &Plan, chain: ChainName, family: Family, table: 
     }
 }
 
-fn name(chain: ChainName) -> String {
+pub(super) fn name(chain: ChainName) -> String {
     format!("OUTRIGGER_{}", chain.name().to_ascii_uppercase())
 }
 
