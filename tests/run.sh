@@ -7,7 +7,7 @@ usage() {
 Usage: tests/run.sh [--fast]
 
 Installs what is missing (Debian packages, cargo-deny, pkilint from PyPI into target/), then runs: format, clippy, build,
-unit and end-to-end tests, pkilint over the CA's certificates, the redirection as a static
+unit and end-to-end tests, pkilint over the CA's certificates, each fuzzer for ten seconds, the redirection as a static
 binary, what a request costs in instructions, the quickstart, cargo deny. End-to-end tests,
 the tests of the redirection, the count of instructions and the quickstart make network namespaces and need root.
 
@@ -149,6 +149,7 @@ step "clippy, warnings denied" cargo clippy --locked --profile "$profile" --work
 step "unit tests" unit_tests
 step "pkilint over every kind of certificate" pkilint_tests
 step "the binaries" cargo build --locked --profile "$profile" --workspace
+step "fuzzers, ten seconds each" tests/fuzz/run.sh
 if [[ $fast == no ]]; then
     step "the redirection from a bare root" iptables/tests/bare-root.sh
     # Pods have ports, processors and a clock of their own to be judged by: a few at a time on a small machine.

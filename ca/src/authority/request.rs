@@ -4,8 +4,9 @@
 //! who the certificate is for comes from what the caller has proved.
 
 use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
-use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
+use rustls::pki_types::{CertificateSigningRequestDer, alg_id, pem::PemObject};
 use x509_parser::{
+    asn1_rs::Any,
     oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ED25519},
     prelude::{FromDer, X509Certificate, X509CertificationRequest},
 };
@@ -64,8 +65,15 @@ impl RequestedKey {
         if !allowed {
             return Err(RequestError::KeyKind);
         }
+        if !signature_is_der(&der) {
+            return Err(unreadable("its signature is not DER, or not ECDSA with SHA-256 or SHA-384 or Ed25519"));
+        }
         csr.verify_signature().map_err(|_| RequestError::Signature)?;
-        SubjectPublicKeyInfo::from_der(spki.raw).map(Self).map_err(|_| RequestError::KeyKind)
+        let key = SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| RequestError::KeyKind)?;
+        if key.subject_public_key_info() != spki.raw {
+            return Err(unreadable("its key is not DER"));
+        }
+        Ok(Self(key))
     }
 
     /// The public half of a key that this process has just made.
@@ -81,4 +89,23 @@ impl RequestedKey {
     pub(super) fn as_rcgen(&self) -> &SubjectPublicKeyInfo {
         &self.0
     }
+}
+
+/// Whether the signature is one of an allowed kind in the one form that DER gives it (RFC 2986 section 4.2). It is not
+/// covered by itself, and x509-parser forgives other types and stray bits in it.
+fn signature_is_der(request: &[u8]) -> bool {
+    const SEQUENCE: u8 = 0x30;
+    const BIT_STRING: u8 = 0x03;
+    let after_info = || {
+        let (_, sequence) = Any::from_der(request).ok()?;
+        let (rest, _info) = Any::from_der(sequence.data).ok()?;
+        (request.first() == Some(&SEQUENCE) && sequence.data.first() == Some(&SEQUENCE)).then_some(rest)
+    };
+    let Some(rest) = after_info() else { return false };
+    [alg_id::ECDSA_SHA256, alg_id::ECDSA_SHA384, alg_id::ED25519].iter().any(|algorithm| {
+        let length = u8::try_from(algorithm.len()).unwrap_or(u8::MAX);
+        let signature = rest.strip_prefix(&[SEQUENCE, length]).and_then(|rest| rest.strip_prefix(&**algorithm));
+        let no_bit_unused = |rest| Any::from_der(rest).is_ok_and(|(_, signature)| signature.data.first() == Some(&0));
+        signature.is_some_and(|rest| rest.first() == Some(&BIT_STRING) && no_bit_unused(rest))
+    })
 }

@@ -229,6 +229,16 @@ fn requests_by_nobody_or_with_weak_keys_are_refused() {
     der[at..at + 65].copy_from_slice(other.public_key_raw());
     assert_eq!(RequestedKey::from_csr_pem(&csr_pem(&der)).unwrap_err(), RequestError::Signature);
 
+    // An integer with the bytes of an algorithm's name is none.
+    let der = request(&rcgen::PKCS_ED25519).der().to_vec();
+    let names: Vec<_> = (0..der.len() - 5).filter(|&at| der[at..at + 5] == [6, 3, 0x2b, 0x65, 0x70]).collect();
+    assert_eq!(names.len(), 2, "the key's and the signature's");
+    for at in names {
+        let mut der = der.clone();
+        der[at] = 2;
+        assert!(RequestedKey::from_csr_pem(&csr_pem(&der)).is_err(), "at {at}");
+    }
+
     for bad in ["", "hello", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"] {
         assert!(matches!(RequestedKey::from_csr_pem(bad).unwrap_err(), RequestError::Unreadable(_)), "{bad:?}");
     }
