@@ -117,7 +117,8 @@ pub struct IdentityConfig {
 pub struct CaConfig {
     /// `host:port` of the CA's gRPC endpoint; the port defaults to 15012.
     pub address: CaAddress,
-    /// PEM file of the roots that the CA's own certificate must chain to.
+    /// PEM file of the roots that the CA's own certificate must chain to. They are also the first roots that peers are
+    /// measured by; the root of each certificate that the CA issues joins them.
     pub bundle: PathBuf,
     /// File with the credential for the first certificate: a join token. Not needed while `dir` holds a valid certificate.
     #[serde(default)]

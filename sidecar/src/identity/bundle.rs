@@ -144,6 +144,11 @@ impl TrustBundle {
         self.roots.len() == other.roots.len() && self.roots.iter().zip(&other.roots).all(|(a, b)| a.der == b.der)
     }
 
+    /// Whether a certificate is among the roots.
+    pub fn contains(&self, root: &CertificateDer<'_>) -> bool {
+        self.roots.iter().any(|known| known.der == *root)
+    }
+
     /// Finds a path from `leaf` through `intermediates` to a root that is good at `now` for `usage` (RFC 5280 section 6,
     /// SPIFFE X509-SVID section 5).
     pub fn verify(
@@ -241,6 +246,11 @@ impl TrustBundle {
 }
 
 impl Root {
+    /// The certificate as PEM.
+    pub fn to_pem(&self) -> String {
+        to_pem("CERTIFICATE", &self.der)
+    }
+
     fn read(der: &CertificateDer<'static>) -> Result<Self, String> {
         let (_, certificate) = X509Certificate::from_der(der).map_err(|e| e.to_string())?;
         if !certificate.is_ca() {
@@ -278,6 +288,12 @@ pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| {
         Arc::new(CryptoProvider { cipher_suites: SUITES.to_vec(), ..rustls::crypto::aws_lc_rs::default_provider() })
     })
+}
+
+/// One PEM block, its lines ended by LF.
+pub(super) fn to_pem(tag: &str, der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new(tag, der), config)
 }
 
 fn sha256(bytes: &[u8]) -> Option<String> {

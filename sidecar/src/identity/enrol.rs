@@ -87,10 +87,12 @@ impl AttemptError {
     }
 }
 
-/// A new identity and the texts to keep.
+/// What the CA issued. The material's bundle is the one root that came with it.
 pub(super) struct Issued {
     pub(super) identity: Identity,
     pub(super) material: Material,
+    /// The roots that the CA was authenticated by, PEM.
+    pub(super) ca_bundle_pem: String,
 }
 
 pub(super) type Attempt = Pin<Box<dyn Future<Output = Result<Issued, AttemptError>> + Send>>;
@@ -252,7 +254,7 @@ impl Task {
             bundle_pem: enrolled.roots_pem.into_bytes(),
         };
         let identity = self.check(&material).map_err(|why| AttemptError::Unusable { address, why })?;
-        Ok(Issued { identity, material })
+        Ok(Issued { identity, material, ca_bundle_pem: bundle_pem })
     }
 
     fn token(&self) -> Result<Credential, AttemptError> {

@@ -191,6 +191,19 @@ pub(super) fn parse_bundle(pem: &[u8], dir: &Path) -> Result<TrustBundle, Identi
     TrustBundle::from_pem(pem).map_err(|fault| IdentityError::Bundle { path: dir.join("bundle.pem"), fault })
 }
 
+/// The texts of both bundles, each root once: `known` as it stands, and behind it what `more` has beyond it.
+pub(super) fn join_bundles(known: &[u8], more: &[u8]) -> Result<Vec<u8>, BundleError> {
+    let (have, all) = (TrustBundle::from_pem(known)?, TrustBundle::from_pem(more)?);
+    let mut joined = known.to_vec();
+    for root in all.roots().iter().filter(|root| !have.contains(&root.der)) {
+        if !joined.ends_with(b"\n") {
+            joined.push(b'\n');
+        }
+        joined.extend_from_slice(root.to_pem().as_bytes());
+    }
+    Ok(joined)
+}
+
 pub(super) fn read_bundle(dir: &Path) -> Result<(TrustBundle, Vec<u8>), IdentityError> {
     let pem = read(&dir.join("bundle.pem"))?;
     Ok((parse_bundle(&pem, dir)?, pem))

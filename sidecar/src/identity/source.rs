@@ -10,7 +10,7 @@ use outrigger_identity::TrustDomain;
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    Clock, Identity, IdentityError, NotValidNow, Shared,
+    Clock, Identity, IdentityError, NotValidNow, Shared, TrustBundle,
     enrol::{Attempt, AttemptError, Enroller, Issued},
     files::{self, Fingerprint, Loaded, Material},
     words_for,
@@ -191,7 +191,7 @@ impl Source {
     }
 
     fn renewed(&mut self, issued: Issued, now: SystemTime) {
-        let Issued { identity, material } = issued;
+        let (identity, material) = self.joined(issued);
         let mut warnings = files::doubts(&identity);
         if let Err(error) = files::persist(&self.dir, &material) {
             let uid = nix::unistd::geteuid().as_raw();
@@ -214,6 +214,29 @@ impl Source {
         drop(notes);
         self.adopt(identity, material, warnings);
         self.plan(true, now);
+    }
+
+    /// What was issued, with its root among those that are known already. An answer names one root, and peers may still
+    /// have certificates under others: only the CA's bundle document, or an operator, takes a root away.
+    fn joined(&self, issued: Issued) -> (Identity, Material) {
+        let Issued { identity, mut material, ca_bundle_pem } = issued;
+        let known = match &self.current {
+            Some((_, current)) => &current.bundle_pem[..],
+            None => ca_bundle_pem.as_bytes(),
+        };
+        let joined = files::join_bundles(known, &material.bundle_pem)
+            .and_then(|pem| TrustBundle::from_pem(&pem).map(|bundle| (pem, bundle)));
+        match joined {
+            Ok((pem, bundle)) => {
+                material.bundle_pem = pem;
+                (Identity { bundle: Arc::new(bundle), ..identity }, material)
+            }
+            // The roots for the CA's server may be of a kind that no root of workloads can be.
+            Err(why) => {
+                tracing::warn!(%why, "the root of the new certificate stands alone: what was known cannot be joined to it");
+                (identity, material)
+            }
+        }
     }
 
     fn renewal_failed(&mut self, error: &AttemptError, now: SystemTime) {

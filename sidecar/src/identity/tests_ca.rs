@@ -232,6 +232,38 @@ async fn a_certificate_renews_itself_at_half_of_its_life_with_a_new_key() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_joins_its_root_to_those_that_are_known() {
+    let world = World::new(HOUR, vec![]);
+    // During a change of roots the CA's bundle holds both, and its answer names the one that it signs under.
+    let successor = Pki::new();
+    let both = format!("{}{}", successor.root.pem, world.ca.pki.root.pem);
+    fs::write(world.dir.path().join("ca-bundle.pem"), both).unwrap();
+    let roots = |handle: &IdentityHandle| {
+        let mut roots: Vec<_> = handle.status().roots.iter().map(|root| root.sha256.clone()).collect();
+        roots.sort();
+        roots
+    };
+    let handle = world.start();
+    eventually(SOON, "an identity", || handle.current().is_some()).await;
+    let before = roots(&handle);
+    assert_eq!(before.len(), 2);
+    sleep(Duration::from_secs(34 * 60)).await;
+    assert_eq!(handle.renewals(), (2, 0));
+    assert_eq!(roots(&handle), before, "a renewal took a root away");
+    let kept = TrustBundle::from_pem(&fs::read(world.config.dir.join("bundle.pem")).unwrap()).unwrap();
+    assert_eq!(kept.roots().len(), 2, "bundle.pem");
+
+    // Roots that an operator added stay too, and one that is there already is not written twice.
+    let third = Pki::new();
+    let mut text = fs::read_to_string(world.config.dir.join("bundle.pem")).unwrap();
+    text.push_str(&third.root.pem);
+    fs::write(world.config.dir.join("bundle.pem"), &text).unwrap();
+    sleep(Duration::from_secs(34 * 60)).await;
+    assert_eq!(handle.renewals(), (3, 0));
+    assert_eq!((roots(&handle).len(), fs::read_to_string(world.config.dir.join("bundle.pem")).unwrap()), (3, text));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_minute_of_life_with_a_minute_of_backdating_is_no_renewal_storm() {
     let world = World::new(Duration::from_secs(60), vec![]);
     let handle = world.start();
