@@ -2,6 +2,8 @@
 //!
 //! - A valid certificate renews itself over mTLS. Only without one, or where the CA refused it for good, the token is used:
 //!   tokens are often single-use, and one that is read at each try can be replaced while we wait.
+//! - A renewal takes the CA for what it is by the roots in use, which follow the CA's own; identity.ca.bundle is for the token,
+//!   where nothing is known yet, or nothing that is known fits.
 //! - Every attempt makes a new key. It never leaves this process but for `key.pem`.
 //! - Transient failures are retried with full jitter under a ceiling that doubles from 1 s to 60 s; permanent ones every
 //!   60 s, or as soon as the token or the CA's bundle changes, because files do get replaced. While a certificate is valid the
@@ -18,6 +20,7 @@ use std::{
 use outrigger_identity::{
     SpiffeId, TrustDomain,
     csr::new_key_and_csr,
+    documents::{self, Document, ReadError, Wanted},
     enrol::{Credential, EnrolError, EnrolRequest, Enrolled, enrol},
 };
 use rustls::pki_types::UnixTime;
@@ -25,6 +28,7 @@ use rustls::pki_types::UnixTime;
 use super::{
     Clock, Identity, Usage,
     files::{self, Fingerprint, Material},
+    follow::Follower,
 };
 use crate::config::CaConfig;
 
@@ -41,6 +45,14 @@ pub(super) trait CertificateAuthority: Send + Sync {
         &'a self,
         request: EnrolRequest<'a>,
     ) -> Pin<Box<dyn Future<Output = Result<Enrolled, EnrolError>> + Send + 'a>>;
+
+    /// Reads what it publishes, see [`documents::read`].
+    fn read<'a>(
+        &'a self,
+        address: &'a str,
+        bundle_pem: &'a str,
+        wanted: &'a [Wanted<'a>],
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>>;
 }
 
 /// The real one, over gRPC.
@@ -52,6 +64,15 @@ impl CertificateAuthority for GrpcCa {
         request: EnrolRequest<'a>,
     ) -> Pin<Box<dyn Future<Output = Result<Enrolled, EnrolError>> + Send + 'a>> {
         Box::pin(enrol(request))
+    }
+
+    fn read<'a>(
+        &'a self,
+        address: &'a str,
+        bundle_pem: &'a str,
+        wanted: &'a [Wanted<'a>],
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>> {
+        Box::pin(documents::read(address, bundle_pem, wanted))
     }
 }
 
@@ -123,6 +144,11 @@ impl Enroller {
         enroller
     }
 
+    /// Who follows the same CA's bundle.
+    pub(super) fn follower(&self) -> Follower {
+        Follower::new(&self.config, Arc::clone(&self.ca))
+    }
+
     pub(super) fn address(&self) -> String {
         self.config.address.to_string()
     }
@@ -173,6 +199,19 @@ impl Enroller {
         pause
     }
 
+    /// Plans a renewal before the time, and gives the wait: within 30 s, and not in one moment with every other workload.
+    /// `fresh`: the certificate was issued a moment ago, by a CA that is behind, so that it gets a minute.
+    pub(super) fn hurry(&mut self, identity: &Identity, fresh: bool, now: SystemTime) -> Duration {
+        let wait = if fresh {
+            PERMANENT_PAUSE.mul_f64(0.9 + 0.2 * fastrand::f64())
+        } else {
+            at_most(Duration::from_secs(30), left(identity, now) / 10)
+        };
+        let at = self.due.map_or(now + wait, |due| due.min(now + wait));
+        self.due = Some(at);
+        at.duration_since(now).unwrap_or_default()
+    }
+
     /// Whether an attempt is due. A changed token or CA bundle makes it so while attempts are failing.
     pub(super) fn is_due(&mut self, now: SystemTime) -> bool {
         let inputs = self.fingerprints();
@@ -205,12 +244,14 @@ impl Enroller {
             chain_pem: String::from_utf8_lossy(&material.chain_pem).into_owned(),
             key_pem: String::from_utf8_lossy(&material.key_pem).into_owned(),
         });
+        let held = certificate.as_ref().and(valid).map(|(_, m)| String::from_utf8_lossy(&m.bundle_pem).into_owned());
         // Only a renewal knows whom it is for; a token says it to the CA alone.
         let id = valid.map(|(identity, _)| identity.id.clone());
         let task = Task {
             config: self.config.clone(),
             ca: self.ca.clone(),
             certificate,
+            held,
             id,
             dir: dir.to_owned(),
             trust_domain: trust_domain.cloned(),
@@ -224,6 +265,8 @@ struct Task {
     config: CaConfig,
     ca: Arc<dyn CertificateAuthority>,
     certificate: Option<Credential>,
+    /// The roots in use, for a renewal.
+    held: Option<String>,
     id: Option<SpiffeId>,
     dir: PathBuf,
     trust_domain: Option<TrustDomain>,
@@ -232,8 +275,11 @@ struct Task {
 
 impl Task {
     async fn run(self) -> Result<Issued, AttemptError> {
-        let bundle_pem = read_text(&self.config.bundle)
-            .map_err(|why| AttemptError::Bundle { path: self.config.bundle.clone(), why })?;
+        let bundle_pem = match self.held.clone() {
+            Some(held) => held,
+            None => read_text(&self.config.bundle)
+                .map_err(|why| AttemptError::Bundle { path: self.config.bundle.clone(), why })?,
+        };
         let credential = match self.certificate.clone() {
             Some(certificate) => certificate,
             None => self.token()?,

@@ -22,8 +22,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::{BundleError, CertificateFault, Identity, TrustBundle, Usage, WorkloadCertificate, provider};
+use super::{BundleError, CertificateFault, CrlError, Identity, TrustBundle, Usage, WorkloadCertificate, provider};
 
+/// The issuers' revocation lists.
+pub(super) const LISTS: &str = "crl.pem";
 const NEXT_KEY: &str = ".key.pem.next";
 /// No honest file is longer, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -80,6 +82,24 @@ pub enum IdentityError {
         /// What is wrong.
         fault: BundleError,
     },
+    /// The revocation lists are unusable.
+    #[error(
+        "{} cannot be used: {why}; write the CA's /crl.pem there (\"curl --cacert bundle.pem https://CA:15012/crl.pem\")", path.display()
+    )]
+    Lists {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        why: CrlError,
+    },
+    /// A revocation list is not of whom it says.
+    #[error("{} cannot be used: the list of {issuer} is not signed by it; fetch the CA's /crl.pem again", path.display())]
+    Forged {
+        /// Which.
+        path: PathBuf,
+        /// Who it says has signed it.
+        issuer: String,
+    },
     /// Certificate and key do not belong together.
     #[error(
         "{} is not the key of {}; put both there from the same issuance (\"outrigger-ca issue --out\")", key.display(), certificate.display()
@@ -134,7 +154,6 @@ pub(super) fn load_material(dir: &Path, trust_domain: Option<&TrustDomain>) -> R
         }
         other => other?,
     };
-    warnings.extend(doubts(&identity));
     Ok(Loaded { identity, material, warnings })
 }
 
@@ -235,7 +254,12 @@ pub(super) fn doubts(identity: &Identity) -> Vec<String> {
 
 /// Reads a small file.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
-    match fs::metadata(path).and_then(|m| if m.len() > MAX_FILE { Err(too_long()) } else { fs::read(path) }) {
+    read_up_to(path, MAX_FILE)
+}
+
+/// Reads a file of at most `max` bytes.
+pub(super) fn read_up_to(path: &Path, max: u64) -> Result<Vec<u8>, IdentityError> {
+    match fs::metadata(path).and_then(|m| if m.len() > max { Err(too_long(max)) } else { fs::read(path) }) {
         Ok(bytes) => Ok(bytes),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(IdentityError::Missing(path.to_owned())),
         Err(why) => {
@@ -245,8 +269,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     }
 }
 
-fn too_long() -> io::Error {
-    io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB")
+fn too_long(max: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {} MiB", max / (1024 * 1024)))
 }
 
 fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<Vec<u8>, IdentityError> {
@@ -272,19 +296,32 @@ pub(super) fn persist(dir: &Path, material: &Material) -> io::Result<()> {
         ("key.pem", &material.key_pem, 0o600),
     ];
     for (name, bytes, mode) in all {
-        // A leftover may have another mode or be a link to elsewhere: never write into it.
-        match fs::remove_file(next(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(next(name))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        write_new(&next(name), bytes, mode)?;
     }
     for (name, ..) in all {
         fs::rename(next(name), dir.join(name))?;
     }
     fs::File::open(dir)?.sync_all()
+}
+
+/// Replaces a file that everybody may read, in one step.
+pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    // Not the name that `persist` uses: what lies under that is part of an interrupted renewal.
+    let next = dir.join(format!(".{name}.new"));
+    write_new(&next, bytes, 0o644)?;
+    fs::rename(next, dir.join(name))?;
+    fs::File::open(dir)?.sync_all()
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    // A leftover may have another mode or be a link to elsewhere: never write into it.
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// What tells that a file was changed or replaced, without reading it. Follows symlinks, so a swap of the folder behind

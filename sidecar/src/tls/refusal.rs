@@ -44,6 +44,11 @@ pub enum PeerRefusal {
         /// When it was looked at.
         now: Option<UnixTime>,
     },
+    /// A certificate of its chain is on its issuer's revocation list.
+    #[error(
+        "its certificate, or an intermediate of its chain, was revoked by its issuer; look at \"outrigger-ca log list\" for why, and enrol that workload anew"
+    )]
+    Revoked,
     /// Its id belongs to another trust domain.
     #[error(
         "its id {id} is not in our trust domain {ours}; look at identity.trust_domain and at who issued its certificate"
@@ -132,6 +137,7 @@ impl PeerRefusal {
             Self::UnknownRoot => "unknown_root",
             Self::Expired { .. } => "expired",
             Self::NotYetValid { .. } => "not_yet_valid",
+            Self::Revoked => "revoked",
             Self::WrongTrustDomain { .. } => "wrong_trust_domain",
             Self::ManyUriSans(_) => "many_uri_sans",
             Self::NoSpiffeId(_) => "no_spiffe_id",
@@ -173,6 +179,7 @@ impl PeerRefusal {
                 None => Self::Malformed(inner.to_string()),
             },
             C::UnknownIssuer => Self::UnknownRoot,
+            C::Revoked => Self::Revoked,
             C::Expired => Self::Expired { not_after: None, now: None },
             C::ExpiredContext { time, not_after } => Self::Expired { not_after: Some(*not_after), now: Some(*time) },
             C::NotValidYet => Self::NotYetValid { not_before: None, now: None },
@@ -200,6 +207,7 @@ impl PeerRefusal {
             Self::NotYetValid { not_before: Some(not_before), .. } => {
                 CertificateError::NotValidYetContext { time: now, not_before }
             }
+            Self::Revoked => CertificateError::Revoked,
             Self::BadSignature => CertificateError::BadSignature,
             Self::WrongName(WrongName { ref expected, ref presented }) => {
                 match ServerName::try_from(expected.clone()) {
@@ -216,6 +224,7 @@ impl PeerRefusal {
     pub(super) fn of_path(fault: PathFault, now: UnixTime) -> Self {
         match fault {
             PathFault::UnknownRoot => Self::UnknownRoot,
+            PathFault::Revoked => Self::Revoked,
             PathFault::Expired { not_after } => Self::Expired { not_after: Some(not_after), now: Some(now) },
             PathFault::NotYetValid { not_before } => Self::NotYetValid { not_before: Some(not_before), now: Some(now) },
             PathFault::BadSignature => Self::BadSignature,
