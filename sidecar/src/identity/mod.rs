@@ -149,6 +149,12 @@ impl IdentityHandle {
         Self { shared, _task: Arc::new(AbortOnDrop(None)) }
     }
 
+    /// Publishes another one, as the task would.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, identity: Identity) {
+        self.shared.publish(identity);
+    }
+
     /// The current identity. `None` until the first one was loaded or enrolled; an expired one is still returned, see
     /// [`Identity::check_valid`].
     pub fn current(&self) -> Option<Arc<Identity>> {
