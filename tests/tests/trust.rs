@@ -284,6 +284,8 @@ fn a_root_is_replaced_under_live_traffic_and_no_request_fails() {
             .iter()
             .map(|certs| certs["certificate"]["serial"].clone())
             .collect();
+        let mtls = [("direction", "outbound"), ("transport", "mtls")];
+        let dialled = they.client.metric("outrigger_connections_total", &mtls).await;
         they.ca.run(&["rotate", "taint", &old]);
         // A reading, and the wait of at most a tenth of what is left. Half of the life is further away.
         they.both("both have a certificate under the new root", Duration::from_secs(20), |certs| {
@@ -294,6 +296,8 @@ fn a_root_is_replaced_under_live_traffic_and_no_request_fails() {
         // A connection to who had not renewed yet is moved within 25 s, and its successor once more.
         tokio::time::sleep(Duration::from_secs(28)).await;
         said(&mut opaque).await.expect("what leads to a tainted root is good");
+        let moved = they.client.metric("outrigger_connections_total", &mtls).await - dialled;
+        assert!(moved >= 1.0, "requests go on over the connections that lead to the tainted root");
         they.ca.run(&["rotate", "revoke", &old, "--force"]);
         they.both("the old root is out", READ, |certs| roots(certs) == 1).await;
         assert!(said(&mut opaque).await.is_err(), "what leads to it ends");
@@ -305,6 +309,8 @@ fn a_root_is_replaced_under_live_traffic_and_no_request_fails() {
             ended += pod.metric("outrigger_tls_failures_total", &[("reason", "unknown_root")]).await;
         }
         assert!((1.0..=2.0).contains(&ended), "{ended} connections were not moved before their root went");
+        let log = they.client_sidecar.log_text();
+        assert!(!log.contains("a connection ends: no mTLS with orders.mesh"), "HTTP was cut off: {log}");
         for sidecar in [&mut they.client_sidecar, &mut they.server_sidecar] {
             sidecar.assert_running();
         }
