@@ -13,7 +13,7 @@ use std::{
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 use x509_parser::{
-    extensions::ParsedExtension,
+    extensions::{GeneralName, ParsedExtension},
     prelude::{FromDer, X509Certificate},
 };
 
@@ -110,6 +110,9 @@ pub enum PathFault {
     /// The key usage of an intermediate forbids it to sign certificates.
     #[error("{0}")]
     KeyUsage(String),
+    /// An intermediate has a workload's SPIFFE id (X509-SVID section 4.2: a signing certificate's id has no path).
+    #[error("an intermediate of its chain has a workload's SPIFFE id")]
+    IssuerId,
     /// The extended key usage is there and does not allow this use.
     #[error("its extended key usage does not allow both serverAuth and clientAuth")]
     Purpose,
@@ -228,6 +231,11 @@ impl TrustBundle {
                 Ok(_) => {}
                 Err(_) => return Err(webpki::Error::MalformedExtensions),
             }
+            let names = certificate.subject_alternative_name().map_err(|_| webpki::Error::MalformedExtensions)?;
+            if names.is_some_and(|names| has_workload_id(&names.value.general_names)) {
+                // The search carries webpki's errors alone, and we name no keys to it that it would say this of.
+                return Err(webpki::Error::CertDistrusted);
+            }
         }
         let root = self.root_of(path).ok_or(webpki::Error::UnknownIssuer)?;
         self.check_revoked(path, root)?;
@@ -283,6 +291,7 @@ impl TrustBundle {
             E::EndEntityUsedAsCa => {
                 PathFault::KeyUsage("an intermediate of its chain may not sign certificates".to_owned())
             }
+            E::CertDistrusted => PathFault::IssuerId,
             E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => PathFault::Purpose,
             other => PathFault::Malformed(other.to_string()),
         }
@@ -349,6 +358,15 @@ impl fmt::Debug for TrustBundle {
 pub(super) fn to_pem(tag: &str, der: &[u8]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     pem::encode_config(&pem::Pem::new(tag, der), config)
+}
+
+fn has_workload_id(names: &[GeneralName<'_>]) -> bool {
+    names.iter().any(|name| match name {
+        GeneralName::URI(uri) => {
+            uri.strip_prefix("spiffe://").is_some_and(|id| id.split_once('/').is_some_and(|(_, path)| !path.is_empty()))
+        }
+        _ => false,
+    })
 }
 
 fn authority_key_id<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {

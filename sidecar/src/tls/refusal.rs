@@ -89,6 +89,11 @@ pub enum PeerRefusal {
     /// A key usage forbids what it does.
     #[error("its certificate may not be used for this: {0}; issue it again")]
     KeyUsage(String),
+    /// An intermediate of its chain has a workload's id.
+    #[error(
+        "an intermediate of its chain has a workload's SPIFFE id, so that a workload could sign for others; look at who issued it"
+    )]
+    IssuerId,
     /// Its extended key usage does not allow what it does.
     #[error("its certificate's extended key usage must allow serverAuth and clientAuth, or be absent; issue it again")]
     Purpose,
@@ -146,6 +151,7 @@ impl PeerRefusal {
             Self::NoCertificate => "no_certificate",
             Self::CaCertificate => "ca_certificate",
             Self::KeyUsage(_) | Self::Purpose => "key_usage",
+            Self::IssuerId => "issuer_id",
             Self::BadSignature => "bad_signature",
             Self::Alpn => "alpn",
             Self::Version => "version",
@@ -230,6 +236,7 @@ impl PeerRefusal {
             PathFault::BadSignature => Self::BadSignature,
             PathFault::CaCertificate => Self::CaCertificate,
             PathFault::KeyUsage(why) => Self::KeyUsage(why),
+            PathFault::IssuerId => Self::IssuerId,
             PathFault::Purpose => Self::Purpose,
             PathFault::Malformed(why) => Self::Malformed(why),
         }
@@ -244,6 +251,8 @@ impl From<CertificateFault> for PeerRefusal {
             CertificateFault::NoUriSan => Self::NoSpiffeId("it has no URI name".to_owned()),
             CertificateFault::BadId { uri, why } => Self::NoSpiffeId(format!("\"{uri}\" {why}")),
             CertificateFault::CaCertificate => Self::CaCertificate,
+            CertificateFault::NoDigitalSignature => Self::KeyUsage(fault.to_string()),
+            CertificateFault::NamesNotCritical => Self::Malformed(fault.to_string()),
             CertificateFault::KeyUsage(which) => Self::KeyUsage(format!("its key usage has {which}")),
         }
     }
