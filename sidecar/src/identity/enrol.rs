@@ -4,7 +4,8 @@
 //!   tokens are often single-use, and one that is read at each try can be replaced while we wait.
 //! - A renewal takes the CA for what it is by the roots in use, which follow the CA's own; identity.ca.bundle is for the token,
 //!   where nothing is known yet, or nothing that is known fits.
-//! - Every attempt makes a new key. It never leaves this process but for `key.pem`.
+//! - Every attempt makes a new key, but that a token is tried again with the key of its first try: a CA that died after it
+//!   had spent the token answers again for that key alone. A key never leaves this process but for `key.pem`.
 //! - Transient failures are retried with full jitter under a ceiling that doubles from 1 s to 60 s; permanent ones every
 //!   60 s, or as soon as the token or the CA's bundle changes, because files do get replaced. While a certificate is valid the
 //!   ceiling is a quarter of what is left of it, so that a short-lived one is not slept through.
@@ -13,20 +14,20 @@ use std::{
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use outrigger_identity::{
     SpiffeId, TrustDomain,
-    csr::new_key_and_csr,
+    csr::{CsrPem, KeyPairPem, new_key_and_csr},
     documents::{self, Document, ReadError, Wanted},
     enrol::{Credential, EnrolError, EnrolRequest, Enrolled, enrol},
 };
 use rustls::pki_types::UnixTime;
 
 use super::{
-    Clock, Identity, Usage,
+    Clock, Identity, NotValidNow, Usage,
     files::{self, Fingerprint, Material},
     follow::Follower,
 };
@@ -127,6 +128,15 @@ pub(super) struct Enroller {
     used_certificate: bool,
     certificate_refused: bool,
     inputs: [Option<Fingerprint>; 2],
+    pending: Arc<Mutex<Option<Pending>>>,
+}
+
+/// A token that was tried, with its key, and has brought nothing yet.
+struct Pending {
+    token: String,
+    id: Option<SpiffeId>,
+    key: KeyPairPem,
+    csr: CsrPem,
 }
 
 impl Enroller {
@@ -139,6 +149,7 @@ impl Enroller {
             used_certificate: false,
             certificate_refused: false,
             inputs: [None, None],
+            pending: Arc::default(),
         };
         enroller.inputs = enroller.fingerprints();
         enroller
@@ -163,8 +174,9 @@ impl Enroller {
     pub(super) fn plan(&mut self, identity: Option<&Identity>, fresh: bool, now: SystemTime) {
         self.failures = 0;
         self.due = Some(match identity {
-            Some(identity) if identity.check_valid(now).is_ok() => {
-                let from = if fresh { now } else { identity.not_before };
+            Some(identity) if !matches!(identity.check_valid(now), Err(NotValidNow::Expired { .. })) => {
+                // One that becomes valid later is waited for: another one would have the same dates.
+                let from = if fresh { now.max(identity.not_before) } else { identity.not_before };
                 let at = renewal_time(from, identity.not_after, fastrand::f64());
                 // Many that start together with old certificates do not all ask at once.
                 if at > now { at } else { now + at_most(Duration::from_secs(30), left(identity, now) / 10) }
@@ -251,6 +263,7 @@ impl Enroller {
             config: self.config.clone(),
             ca: self.ca.clone(),
             certificate,
+            pending: Arc::clone(&self.pending),
             held,
             id,
             dir: dir.to_owned(),
@@ -265,6 +278,7 @@ struct Task {
     config: CaConfig,
     ca: Arc<dyn CertificateAuthority>,
     certificate: Option<Credential>,
+    pending: Arc<Mutex<Option<Pending>>>,
     /// The roots in use, for a renewal.
     held: Option<String>,
     id: Option<SpiffeId>,
@@ -284,7 +298,7 @@ impl Task {
             Some(certificate) => certificate,
             None => self.token()?,
         };
-        let (key, csr) = new_key_and_csr(self.id.as_ref()).map_err(|e| AttemptError::Key(e.to_string()))?;
+        let (key, csr) = self.key_for(&credential)?;
         let address = self.config.address.to_string();
         let request = EnrolRequest {
             address: &address,
@@ -299,8 +313,30 @@ impl Task {
             key_pem: key.as_str().as_bytes().to_vec(),
             bundle_pem: enrolled.roots_pem.into_bytes(),
         };
+        // The answer has come: from now on another try is another enrolment.
+        *self.pending() = None;
         let identity = self.check(&material).map_err(|why| AttemptError::Unusable { address, why })?;
         Ok(Issued { identity, material, ca_bundle_pem: bundle_pem })
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Option<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key of the first try with the same token, or a new one.
+    fn key_for(&self, credential: &Credential) -> Result<(KeyPairPem, CsrPem), AttemptError> {
+        let mut pending = self.pending();
+        if let (Credential::Token(token), Some(known)) = (credential, &*pending)
+            && *token == known.token
+            && self.id == known.id
+        {
+            return Ok((known.key.clone(), known.csr.clone()));
+        }
+        let (key, csr) = new_key_and_csr(self.id.as_ref()).map_err(|e| AttemptError::Key(e.to_string()))?;
+        if let Credential::Token(token) = credential {
+            *pending = Some(Pending { token: token.clone(), id: self.id.clone(), key: key.clone(), csr: csr.clone() });
+        }
+        Ok((key, csr))
     }
 
     fn token(&self) -> Result<Credential, AttemptError> {
@@ -320,14 +356,19 @@ impl Task {
         let identity = files::parse(material, &self.dir, self.trust_domain.as_ref()).map_err(|e| e.to_string())?;
         // Not the time at which we asked: a CA that does not set notBefore back dates it later than that.
         let now = (self.clock)();
-        identity.check_valid(now).map_err(|e| e.to_string())?;
+        let judged_at = match identity.check_valid(now) {
+            Ok(()) => now,
+            // Where there is nothing better, this one is waited for: the token is spent, and the fault is a clock's.
+            Err(NotValidNow::NotYet { .. }) if self.id.is_none() => identity.not_before,
+            Err(why) => return Err(why.to_string()),
+        };
         if let Some(id) = self.id.as_ref().filter(|id| **id != identity.id) {
             return Err(format!("it is for {}, but we are {id}", identity.id));
         }
         let Some((leaf, intermediates)) = identity.key.cert.split_first() else {
             return Err("it is empty".to_owned());
         };
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = judged_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         for usage in [Usage::Server, Usage::Client] {
             identity
                 .bundle

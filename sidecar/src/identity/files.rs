@@ -3,7 +3,8 @@
 //! Writing has to survive a crash between two files, and a key that was used up with a single-use token must not be
 //! lost. So all three are first written beside their places and synced, then renamed: bundle, certificate, key. The only
 //! moment with a pair that does not match is between the last two, and then the right key still lies in
-//! `.key.pem.next`, where [`load`] looks for it. Plain files, so every tool reads them; a folder swapped by symlink would be
+//! `.key.pem.next`, where [`load`] looks for it. In a folder that was empty each rename leaves fewer files missing, and
+//! those that are lie beside their places: [`load`] looks there too. Plain files, so every tool reads them; a folder swapped by symlink would be
 //! as safe but would not let somebody else's three files (`outrigger-ca issue`) become ours.
 
 use std::{
@@ -133,6 +134,43 @@ pub fn load(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Identity, 
 }
 
 pub(super) fn load_material(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Loaded, IdentityError> {
+    match load_placed(dir, trust_domain) {
+        Err(missing @ IdentityError::Missing(_)) => load_interrupted(dir, trust_domain).ok_or(missing),
+        loaded => loaded,
+    }
+}
+
+/// Ends a first enrolment that was stopped before its last rename. What was stopped before the first one was synced whole, or
+/// does not make an identity.
+fn load_interrupted(dir: &Path, trust_domain: Option<&TrustDomain>) -> Option<Loaded> {
+    let mut warnings = Vec::new();
+    let mut beside = Vec::new();
+    let mut find = |name: &'static str| {
+        let placed = dir.join(name);
+        if placed.exists() {
+            return placed;
+        }
+        beside.push(name);
+        dir.join(format!(".{name}.next"))
+    };
+    let [bundle, chain, key] = ["bundle.pem", "cert.pem", "key.pem"].map(&mut find);
+    let material = Material {
+        chain_pem: read(&chain).ok()?,
+        key_pem: read_key(&key, &mut warnings).ok()?,
+        bundle_pem: read(&bundle).ok()?,
+    };
+    let identity = parse(&material, dir, trust_domain).ok()?;
+    tracing::info!(dir = %dir.display(), files = ?beside, "found what an interrupted enrolment had written");
+    for name in beside {
+        if let Err(error) = fs::rename(dir.join(format!(".{name}.next")), dir.join(name)) {
+            tracing::warn!(%error, "cannot finish the interrupted enrolment");
+            break;
+        }
+    }
+    Some(Loaded { identity, material, warnings })
+}
+
+fn load_placed(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Loaded, IdentityError> {
     let mut warnings = Vec::new();
     let chain_pem = read(&dir.join("cert.pem"))?;
     let key_pem = read_key(&dir.join("key.pem"), &mut warnings)?;

@@ -27,6 +27,8 @@ mod tests;
 #[cfg(test)]
 mod tests_ca;
 #[cfg(test)]
+mod tests_kept;
+#[cfg(test)]
 mod tests_trust;
 mod trust;
 

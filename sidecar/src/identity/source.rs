@@ -236,6 +236,9 @@ impl Source {
     fn renewed(&mut self, issued: Issued, now: SystemTime) {
         let (identity, material) = self.joined(issued);
         let mut warnings = Vec::new();
+        if let Err(why @ NotValidNow::NotYet { .. }) = identity.check_valid(now) {
+            tracing::error!("{why}; it is kept, and nothing is taken or called until then");
+        }
         if let Err(error) = files::persist(&self.dir, &material) {
             let uid = nix::unistd::geteuid().as_raw();
             let warning = format!(
