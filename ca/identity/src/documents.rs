@@ -140,3 +140,119 @@ async fn get(sender: &mut SendRequest<Empty<Bytes>>, address: &str, want: &Wante
     })?;
     Ok(Document::Text { body: body.to_bytes(), etag: header(header::ETAG).map(str::to_owned) })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+    use http::Response;
+    use http_body_util::Full;
+    use hyper::service::service_fn;
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers each path in its own way. Gives its address and its root.
+    async fn server() -> (SocketAddr, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], der)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let Ok(tls) = acceptor.accept(tcp).await else { return };
+                    let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request)) });
+                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(TokioIo::new(tls), service).await;
+                });
+            }
+        });
+        (address, certificate.pem())
+    }
+
+    fn answer<B>(request: &Request<B>) -> Response<Full<Bytes>> {
+        let (status, body) = match request.uri().path() {
+            "/document" if request.headers().get(header::IF_NONE_MATCH).is_some_and(|tag| tag == "\"1\"") => (304, ""),
+            "/document" => (200, "text"),
+            "/moved" => (302, ""),
+            "/unchanged" => (304, ""),
+            "/broken" => (500, "text"),
+            "/no-grpc" => (415, ""),
+            "/no-get" => (405, ""),
+            "/grpc" => (200, ""),
+            _ => (404, ""),
+        };
+        let mut response = Response::builder().status(status).header(header::ETAG, "\"1\"");
+        if request.uri().path() == "/grpc" {
+            response = response.header(header::CONTENT_TYPE, "application/grpc").header("grpc-status", "12");
+        }
+        response = response.header(header::LOCATION, "/document");
+        response.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap()
+    }
+
+    fn want(path: &str) -> Wanted<'_> {
+        Wanted { path, etag: None, max: 4 }
+    }
+
+    #[tokio::test]
+    async fn documents_are_read_over_one_connection_in_the_order_asked_for() {
+        let (address, root) = server().await;
+        let known = Wanted { etag: Some("\"1\""), ..want("/document") };
+        let other = Wanted { etag: Some("\"2\""), ..want("/document") };
+        let wanted = [want("/document"), known, other, want("/none"), want("/no-grpc"), want("/no-get"), want("/grpc")];
+        let read = read(&address.to_string(), &root, &wanted).await.unwrap();
+        let text = Document::Text { body: Bytes::from_static(b"text"), etag: Some("\"1\"".to_owned()) };
+        let absent = Document::Absent;
+        let expected =
+            [text.clone(), Document::Unchanged, text, absent.clone(), absent.clone(), absent.clone(), absent];
+        assert_eq!(read, expected);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_document_is_an_error_that_names_the_place_and_the_reason() {
+        let (address, root) = server().await;
+        let address = address.to_string();
+        let short = Wanted { max: 3, ..want("/document") };
+        for (wanted, words) in [
+            (short, "it is longer than 3 bytes"),
+            (want("/moved"), "it answered 302 Found"),
+            (want("/unchanged"), "it answered 304"),
+            (want("/broken"), "it answered 500"),
+        ] {
+            let error = read(&address, &root, &[want("/document"), wanted]).await.unwrap_err().to_string();
+            let place = format!("cannot read {} of the CA {address}: ", wanted.path);
+            assert!(error.starts_with(&place) && error.contains(words), "{error}");
+        }
+        // Whoever else answers there is not the CA.
+        let stranger = rcgen::KeyPair::generate().unwrap();
+        let stranger = rcgen::CertificateParams::default().self_signed(&stranger).unwrap().pem();
+        let error = read(&address, &stranger, &[want("/document")]).await.unwrap_err();
+        assert!(matches!(error.cause, ReadCause::Connection(EnrolCause::UnknownRoot)), "{error}");
+        let error = read(&address, "", &[want("/document")]).await.unwrap_err();
+        assert!(matches!(error.cause, ReadCause::Connection(EnrolCause::Bundle(_))), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_says_nothing_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (_, root) = server().await;
+        let error = read(&address, &root, &[want("/document")]).await.unwrap_err();
+        assert!(matches!(error.cause, ReadCause::Connection(EnrolCause::TimedOut { .. })), "{error}");
+    }
+}
