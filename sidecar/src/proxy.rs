@@ -255,6 +255,8 @@ fn work(index: usize, shared: Shared, busy: Arc<AtomicUsize>, listeners: Listene
     runtime.block_on(async move {
         let worker = Worker::new(index, shared, busy);
         worker.services.start(&worker);
+        let here = Rc::clone(&worker);
+        spawn_local(async move { here.peers.follow(&here.shared.identity).await });
         for listener in listeners.outbound {
             let (here, open) = (Rc::clone(&worker), worker.outbound_open.clone());
             let listener = Listener::new(listener)?;

@@ -21,6 +21,7 @@ use crate::{
     outbound::Services,
     route::Routes,
     telemetry::{Metrics, WorkerMetrics},
+    tls::Peers,
 };
 
 /// Where the sidecar stands between its start and its end. Each phase only ever follows the one before.
@@ -69,6 +70,8 @@ pub struct Worker {
     pub services: Services,
     /// What inbound connections share.
     pub inbound: Inbound,
+    /// The peers of its mesh connections.
+    pub peers: Peers,
     /// Outbound connections that are open.
     pub outbound_open: Open,
     busy: Rc<BusyCount>,
@@ -88,7 +91,7 @@ impl Worker {
         let inbound = Inbound::new(&shared.config);
         let outbound_open = Open::new(shared.config.outbound.max_connections.get());
         let busy = Rc::new(BusyCount { here: Cell::new(0), shared: busy });
-        Rc::new(Self { index, shared, metrics, services, inbound, outbound_open, busy })
+        Rc::new(Self { index, shared, metrics, services, inbound, peers: Peers::default(), outbound_open, busy })
     }
 
     /// The configuration.

@@ -4,24 +4,25 @@
 //! address that was dialled; nothing secret is sent before that; the certificate that comes back belongs to the
 //! key of the request.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, ServerName, pem::PemObject},
-};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject};
 use tokio::{net::TcpStream, time::timeout};
 use tonic::metadata::{Ascii, MetadataValue};
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
-use super::alert::Remembering;
-pub use super::enrol_error::{EnrolCause, EnrolError};
-use super::enrol_error::{find_tls, status_cause, tls_cause};
+use super::{
+    alert::Remembering,
+    connect::{AbortOnDrop, Dial},
+    enrol_error::{status_cause, tls_cause},
+};
+pub use super::{
+    connect::CONNECT_TIMEOUT,
+    enrol_error::{EnrolCause, EnrolError},
+};
 use crate::proto::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 
-/// Limit of TCP connect and TLS handshake together. Istio's agent uses 10 s for both too.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit of the request itself.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// No honest answer is longer, in bytes: a handful of certificates of at most a few KiB.
@@ -81,25 +82,14 @@ pub async fn enrol(request: EnrolRequest<'_>) -> Result<Enrolled, EnrolError> {
 }
 
 async fn try_enrol(request: &EnrolRequest<'_>) -> Result<Enrolled, EnrolCause> {
-    let host = host_of(request.address)?;
-    let name = ServerName::try_from(host)
-        .map_err(|_| EnrolCause::Address(format!("\"{host}\" is neither a DNS name nor an IP address")))?
-        .to_owned();
-    let tls = client_config(request)?;
-    let token = bearer(&request.credential)?;
-
-    let connect = async {
-        let tcp = TcpStream::connect(request.address).await.map_err(EnrolCause::Connect)?;
-        let connector = tokio_rustls::TlsConnector::from(tls);
-        connector.connect(name, tcp).await.map_err(|e| match find_tls(&e) {
-            Some(tls) => tls_cause(tls, host),
-            None => EnrolCause::Tls(e.to_string()),
-        })
+    let own = match &request.credential {
+        Credential::Token(_) => None,
+        Credential::Certificate { chain_pem, key_pem } => Some((chain_pem.as_str(), key_pem.as_str())),
     };
-    let stream = timeout(CONNECT_TIMEOUT, connect)
-        .await
-        .map_err(|_| EnrolCause::TimedOut { what: "connecting", after: CONNECT_TIMEOUT })??;
-    let chain = timeout(REQUEST_TIMEOUT, call(stream, request, token, host))
+    let dial = Dial::new(request.address, request.bundle_pem, own)?;
+    let token = bearer(&request.credential)?;
+    let stream = dial.connect().await?;
+    let chain = timeout(REQUEST_TIMEOUT, call(stream, request, token, dial.host()))
         .await
         .map_err(|_| EnrolCause::TimedOut { what: "the request", after: REQUEST_TIMEOUT })??;
     check_response(&chain, request.csr_pem)
@@ -120,7 +110,7 @@ async fn call(
         .await
         .map_err(|e| explain(EnrolCause::Lost(e.to_string())))?;
     // The task ends with the connection, which ends when `sender` is dropped; the guard covers a time-out.
-    let connection = AbortOnDrop(tokio::spawn(connection));
+    let connection = AbortOnDrop::of(connection);
 
     let service = tower::service_fn(move |request| {
         let mut sender = sender.clone();
@@ -154,30 +144,6 @@ async fn call(
     }
 }
 
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// The host part of `host:port`, without the brackets of an IPv6 address.
-fn host_of(address: &str) -> Result<&str, EnrolCause> {
-    let bad = |why: &str| EnrolCause::Address(format!("\"{address}\" {why}"));
-    let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("has no port"))?;
-    match port.parse::<u16>() {
-        Ok(0) | Err(_) => return Err(bad("has no valid port")),
-        Ok(_) => {}
-    }
-    let host = match host.strip_prefix('[') {
-        Some(inner) => inner.strip_suffix(']').ok_or_else(|| bad("has an unclosed bracket"))?,
-        None if host.contains(':') => return Err(bad("is an IPv6 address without brackets")),
-        None => host,
-    };
-    if host.is_empty() { Err(bad("has no host")) } else { Ok(host) }
-}
-
 fn bearer(credential: &Credential) -> Result<Option<MetadataValue<Ascii>>, EnrolCause> {
     let Credential::Token(token) = credential else { return Ok(None) };
     let token = token.trim();
@@ -191,40 +157,6 @@ fn bearer(credential: &Credential) -> Result<Option<MetadataValue<Ascii>>, Enrol
     })?;
     value.set_sensitive(true);
     Ok(Some(value))
-}
-
-fn client_config(request: &EnrolRequest<'_>) -> Result<Arc<ClientConfig>, EnrolCause> {
-    let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_slice_iter(request.bundle_pem.as_bytes()) {
-        let root = root.map_err(|e| EnrolCause::Bundle(format!("not PEM: {e}")))?;
-        roots.add(root).map_err(|e| EnrolCause::Bundle(format!("a certificate in it is not a root: {e}")))?;
-    }
-    if roots.is_empty() {
-        return Err(EnrolCause::Bundle("it holds no certificate".into()));
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| EnrolCause::Tls(e.to_string()))?
-        .with_root_certificates(roots);
-    let mut config = match &request.credential {
-        Credential::Token(_) => builder.with_no_client_auth(),
-        Credential::Certificate { chain_pem, key_pem } => {
-            let bad = |why: String| {
-                EnrolCause::Credential(format!(
-                    "the current certificate or its key cannot be used: {why}; enrol again with a join token"
-                ))
-            };
-            let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|e| bad(e.to_string()))?;
-            let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| bad(e.to_string()))?;
-            builder.with_client_auth_cert(chain, key).map_err(|e| bad(e.to_string()))?
-        }
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config.resumption = rustls::client::Resumption::disabled();
-    Ok(Arc::new(config))
 }
 
 /// Splits the answer into chain and root, after checking that it is for the key that was asked for.
@@ -270,16 +202,6 @@ fn push_pem(out: &mut String, pem: &str) {
 mod tests {
     use super::*;
     use crate::csr::new_key_and_csr;
-
-    #[test]
-    fn the_host_that_is_checked_is_the_host_that_is_dialled() {
-        assert_eq!(host_of("ca.mesh:15012").unwrap(), "ca.mesh");
-        assert_eq!(host_of("10.0.0.1:1").unwrap(), "10.0.0.1");
-        assert_eq!(host_of("[fd00::1]:15012").unwrap(), "fd00::1");
-        for bad in ["ca.mesh", "ca.mesh:", "ca.mesh:0", "ca.mesh:99999", ":15012", "fd00::1:15012", "[fd00::1:15012"] {
-            assert!(host_of(bad).is_err(), "{bad:?} was accepted");
-        }
-    }
 
     #[test]
     fn an_answer_for_another_key_or_without_a_root_is_refused() {

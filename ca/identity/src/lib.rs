@@ -1,10 +1,13 @@
-//! What both sides of an enrolment share: SPIFFE ids, certificate requests and the client that enrols.
+//! What both sides of an enrolment share: SPIFFE ids, certificate requests, the client that enrols, and the
+//! reader of what a CA publishes.
 //!
 //! A package of its own, so that the sidecar, which faces the network, can be built beside the authority and still
 //! holds no code that can sign for others: a feature of one package would be switched on for both.
 
 mod alert;
+mod connect;
 pub mod csr;
+pub mod documents;
 pub mod enrol;
 mod enrol_error;
 mod spiffe;

@@ -280,9 +280,9 @@ pub(crate) const HOSTILE: &[Hostile] = hostile! {
         |pki| pki.leaf(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign));
     "a leaf that may sign revocation lists": ["no_signing"], "key_usage", UNRECORDED,
         |pki| pki.leaf(|p| p.key_usages.push(KeyUsagePurpose::CrlSign));
-    "a key usage without digitalSignature": ["key_usage"], "", UNRECORDED,
+    "a key usage without digitalSignature": ["key_usage"], "key_usage", UNRECORDED,
         |pki| pki.leaf(|p| p.key_usages = vec![KeyUsagePurpose::KeyEncipherment]);
-    "no key usage": ["key_usage"], "", UNRECORDED, |pki| pki.leaf(|p| p.key_usages.clear());
+    "no key usage": ["key_usage"], "key_usage", UNRECORDED, |pki| pki.leaf(|p| p.key_usages.clear());
     "for servers alone": ["ext_key_usage", "path"], "key_usage", Gate::Handshake,
         |pki| pki.leaf(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
     "for clients alone": ["ext_key_usage", "path"], "key_usage", UNRECORDED,
@@ -294,7 +294,7 @@ pub(crate) const HOSTILE: &[Hostile] = hostile! {
             p.extended_key_usages.clear();
             p.custom_extensions = vec![extension(&[2, 5, 29, 37], &[0x30, 0x00], false)];
         });
-    "an empty subject whose names are not critical": ["san_critical"], "", UNRECORDED,
+    "an empty subject whose names are not critical": ["san_critical"], "malformed", UNRECORDED,
         |pki| pki.leaf(|p| {
             p.subject_alt_names.clear();
             p.custom_extensions = vec![san(&[ID], false)];
@@ -351,7 +351,7 @@ pub(crate) const HOSTILE: &[Hostile] = hostile! {
             permitted_subtrees: vec![GeneralSubtree::DnsName("other.mesh".into())],
             excluded_subtrees: vec![],
         }));
-    "an intermediate with a workload's id": ["issuer_id"], "", UNRECORDED,
+    "an intermediate with a workload's id": ["issuer_id"], "issuer_id", UNRECORDED,
         |pki| pki.below(|p| p.subject_alt_names = vec![SanType::URI(ID.try_into().unwrap())]);
 
     // How it is written.

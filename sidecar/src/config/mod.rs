@@ -102,7 +102,8 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentityConfig {
-    /// Folder of `cert.pem` (leaf first, then intermediates), `key.pem` (mode 0600) and `bundle.pem` (the roots).
+    /// Folder of `cert.pem` (leaf first, then intermediates), `key.pem` (mode 0600), `bundle.pem` (the roots) and, where there
+    /// are any, `crl.pem` (the issuers' revocation lists).
     /// Default `/var/lib/outrigger/identity`.
     pub dir: PathBuf,
     /// The CA to enrol with and to renew from.
@@ -117,7 +118,8 @@ pub struct IdentityConfig {
 pub struct CaConfig {
     /// `host:port` of the CA's gRPC endpoint; the port defaults to 15012.
     pub address: CaAddress,
-    /// PEM file of the roots that the CA's own certificate must chain to.
+    /// PEM file of the roots that the CA's own certificate must chain to. They are also the first roots that peers are
+    /// measured by, until the CA's own bundle is known; the root of each certificate that it issues joins them.
     pub bundle: PathBuf,
     /// File with the credential for the first certificate: a join token. Not needed while `dir` holds a valid certificate.
     #[serde(default)]

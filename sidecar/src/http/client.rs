@@ -4,7 +4,8 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     fmt,
     future::Future,
-    rc::Rc,
+    pin::pin,
+    rc::{Rc, Weak},
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use crate::{
     reason::Reason,
     resilience::Permit,
     telemetry::{ConnectionMetrics, RequestMetrics},
+    tls::{Standing, TlsFailure},
 };
 
 /// Streams of one connection from which another one is opened beside it.
@@ -141,9 +143,44 @@ pub struct Made<IO> {
     pub connection: Rc<ConnectionMetrics>,
     /// Its place among the service's connections.
     pub permit: Option<Permit>,
+    /// How its peer stands, and whom to tell when we would refuse it today.
+    pub watched: Option<Watched>,
     /// Whether a sidecar is at the other end, which lets itself be asked whether it is still there. Servers of gRPC end
     /// connections that do so more often than they like (grpc-go: once in 5 minutes).
     pub to_sidecar: bool,
+}
+
+/// A peer that is judged again when trust changes.
+pub struct Watched {
+    /// How it stands.
+    pub standing: Standing,
+    /// Told why it is refused, before the connection ends. Requests under way may have been done: it is no [`Made::refusal`].
+    pub refused: Box<dyn FnOnce(TlsFailure)>,
+}
+
+impl Watched {
+    /// Takes the connection out of use, and ends it, as its peer's standing has it.
+    async fn follow(self, connection: Weak<H2Connection>, pool: Weak<H2Pool>) {
+        let mut refused = pin!(self.standing.is_refused());
+        let refusal = tokio::select! {
+            biased;
+            refusal = refused.as_mut() => refusal,
+            () = self.standing.is_to_move() => {
+                if let Some(connection) = connection.upgrade() {
+                    // It ends with its last request.
+                    connection.closed.set(true);
+                }
+                if let Some(pool) = pool.upgrade() {
+                    pool.connections.borrow_mut().retain(|c| c.is_usable());
+                }
+                refused.await
+            }
+        };
+        (self.refused)(TlsFailure::from(&refusal));
+        if let Some(connection) = connection.upgrade() {
+            connection.sender.cut();
+        }
+    }
 }
 
 impl H2Pool {
@@ -208,9 +245,14 @@ impl H2Pool {
         });
         self.connections.borrow_mut().push(Rc::clone(&connection));
         let (weak, pool) = (Rc::downgrade(&connection), Rc::downgrade(self));
+        // A task of its own: it would be asked each time that the connection's has something to do.
+        let watching = made.watched.map(|watched| spawn_local(watched.follow(weak.clone(), pool.clone())));
         spawn_local(async move {
             if let Err(error) = driver.await {
                 tracing::debug!(%error, "a connection to a peer broke");
+            }
+            if let Some(watching) = watching {
+                watching.abort();
             }
             if let Some(connection) = weak.upgrade() {
                 connection.closed.set(true);

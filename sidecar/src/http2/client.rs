@@ -54,6 +54,11 @@ impl Sender {
         self.0.borrow().is_usable()
     }
 
+    /// Ends the connection and every request on it at once.
+    pub fn cut(&self) {
+        Driver::cut(&self.0);
+    }
+
     /// How many requests would not have to wait for a stream.
     pub fn room(&self) -> usize {
         self.0.borrow().room()

@@ -82,6 +82,13 @@ impl Driver {
         now.wake_driver();
     }
 
+    /// The connection is to end now, and its streams with it.
+    pub(super) fn cut(connection: &Shared) {
+        let mut now = connection.borrow_mut();
+        now.fail(Error::Closed);
+        now.out.clear();
+    }
+
     /// Reads, gives requests to `accept`, and writes.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, mut accept: impl FnMut(Accepted)) -> Poll<Result<(), Error>> {
         let connection = Rc::clone(&self.connection);

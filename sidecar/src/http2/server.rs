@@ -1,6 +1,6 @@
 //! Serves HTTP/2 on a connection that was accepted, until it ends or is told to finish.
 
-use std::{future::poll_fn, rc::Rc, time::Duration};
+use std::{future::poll_fn, pin::pin, rc::Rc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
@@ -39,14 +39,38 @@ where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + 'static,
 {
+    serve_until(io, handler, finish, std::future::pending()).await
+}
+
+/// As [`serve`]; `cut` ends the connection and all its streams at once.
+///
+/// # Errors
+///
+/// Those of [`serve`]; to be cut off is none.
+pub async fn serve_until<H, F>(
+    io: impl Io + 'static,
+    handler: H,
+    finish: impl Future<Output = ()> + 'static,
+    cut: impl Future<Output = ()> + 'static,
+) -> Result<(), Error>
+where
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Body>> + 'static,
+{
     let connection = Connection::new(false);
     let mut driver = Driver::new(Rc::clone(&connection), Box::new(io), Some(KEEP_ALIVE));
     // A task of its own: it would be asked each time that the connection's has something to do.
     let finishing = spawn_local({
         let connection = Rc::clone(&connection);
         async move {
-            finish.await;
-            Driver::finish(&connection);
+            let mut cut = pin!(cut);
+            tokio::select! {
+                biased;
+                () = cut.as_mut() => return Driver::cut(&connection),
+                () = finish => Driver::finish(&connection),
+            }
+            cut.await;
+            Driver::cut(&connection);
         }
     });
     let serving = Serving { connection, finishing };

@@ -4,29 +4,31 @@
 //! neither at a root's own dates nor at the key usage of intermediates; both are looked at here.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use rustls::{
-    SupportedCipherSuite,
-    crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject},
-};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 use x509_parser::{
-    extensions::ParsedExtension,
+    extensions::{GeneralName, ParsedExtension},
     prelude::{FromDer, X509Certificate},
 };
 
-use super::certificate::{hex, system_time};
+use super::{
+    certificate::system_time,
+    crl::{self, RevocationLists, Signer},
+    provider::{provider, sha256},
+};
 
 /// The roots of one trust domain.
 #[derive(Clone)]
 pub struct TrustBundle {
     roots: Vec<Root>,
     anchors: Vec<TrustAnchor<'static>>,
+    revoked: Arc<RevocationLists>,
 }
 
 /// One root certificate.
@@ -42,8 +44,12 @@ pub struct Root {
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
+    /// The CA is taking it out of use: what leads to it is good, and is to be replaced.
+    pub tainted: bool,
     subject_raw: Vec<u8>,
     key_id: Option<Vec<u8>>,
+    key: Vec<u8>,
+    signs_lists: bool,
 }
 
 /// Why a bundle cannot be used.
@@ -80,6 +86,9 @@ pub enum PathFault {
     /// No root signed the chain.
     #[error("it leads to none of the roots")]
     UnknownRoot,
+    /// A certificate of the path is on its issuer's revocation list.
+    #[error("a certificate of its path was revoked")]
+    Revoked,
     /// A certificate of the path is past its end.
     #[error("a certificate of its path has expired")]
     Expired {
@@ -101,6 +110,9 @@ pub enum PathFault {
     /// The key usage of an intermediate forbids it to sign certificates.
     #[error("{0}")]
     KeyUsage(String),
+    /// An intermediate has a workload's SPIFFE id (X509-SVID section 4.2: a signing certificate's id has no path).
+    #[error("an intermediate of its chain has a workload's SPIFFE id")]
+    IssuerId,
     /// The extended key usage is there and does not allow this use.
     #[error("its extended key usage does not allow both serverAuth and clientAuth")]
     Purpose,
@@ -131,7 +143,24 @@ impl TrustBundle {
             anchors.push(anchor);
             roots.push(root);
         }
-        if roots.is_empty() { Err(BundleError::Empty) } else { Ok(Self { roots, anchors }) }
+        if roots.is_empty() {
+            return Err(BundleError::Empty);
+        }
+        Ok(Self { roots, anchors, revoked: Arc::default() })
+    }
+
+    /// The same roots, those with these SHA-256 fingerprints tainted, and with these revocation lists.
+    pub fn marked(mut self, tainted: &BTreeSet<String>, revoked: Arc<RevocationLists>) -> Self {
+        for root in &mut self.roots {
+            root.tainted = tainted.contains(&root.sha256);
+        }
+        self.revoked = revoked;
+        self
+    }
+
+    /// What issuers took back.
+    pub fn revoked(&self) -> &Arc<RevocationLists> {
+        &self.revoked
     }
 
     /// The roots, in the order of the file.
@@ -144,15 +173,27 @@ impl TrustBundle {
         self.roots.len() == other.roots.len() && self.roots.iter().zip(&other.roots).all(|(a, b)| a.der == b.der)
     }
 
+    /// Whether both judge every certificate alike.
+    pub fn judges_as(&self, other: &Self) -> bool {
+        self.same_as(other)
+            && self.roots.iter().zip(&other.roots).all(|(a, b)| a.tainted == b.tainted)
+            && self.revoked.same_as(&other.revoked)
+    }
+
+    /// Whether a certificate is among the roots.
+    pub fn contains(&self, root: &CertificateDer<'_>) -> bool {
+        self.roots.iter().any(|known| known.der == *root)
+    }
+
     /// Finds a path from `leaf` through `intermediates` to a root that is good at `now` for `usage` (RFC 5280 section 6,
-    /// SPIFFE X509-SVID section 5).
+    /// SPIFFE X509-SVID section 5). Gives the root.
     pub fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         usage: Usage,
-    ) -> Result<(), PathFault> {
+    ) -> Result<&Root, PathFault> {
         let provider = provider();
         let end_entity = EndEntityCert::try_from(leaf).map_err(|e| PathFault::Malformed(e.to_string()))?;
         let purpose = match usage {
@@ -161,7 +202,7 @@ impl TrustBundle {
         };
         // The search goes on after a refusal, so a good path is found beside an expired root of the same name.
         let check = |path: &VerifiedPath<'_>| self.check_path(path, now);
-        end_entity
+        let path = end_entity
             .verify_for_usage(
                 provider.signature_verification_algorithms.all,
                 &self.anchors,
@@ -171,8 +212,13 @@ impl TrustBundle {
                 None,
                 Some(&check),
             )
-            .map(drop)
-            .map_err(|e| self.fault(e, leaf, intermediates))
+            .map_err(|e| self.fault(e, leaf, intermediates))?;
+        self.root_of(&path).ok_or(PathFault::UnknownRoot)
+    }
+
+    fn root_of(&self, path: &VerifiedPath<'_>) -> Option<&Root> {
+        let at = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()))?;
+        self.roots.get(at)
     }
 
     fn check_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
@@ -185,16 +231,41 @@ impl TrustBundle {
                 Ok(_) => {}
                 Err(_) => return Err(webpki::Error::MalformedExtensions),
             }
+            let names = certificate.subject_alternative_name().map_err(|_| webpki::Error::MalformedExtensions)?;
+            if names.is_some_and(|names| has_workload_id(&names.value.general_names)) {
+                // The search carries webpki's errors alone, and we name no keys to it that it would say this of.
+                return Err(webpki::Error::CertDistrusted);
+            }
         }
-        let Some(at) = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor())) else {
-            return Err(webpki::Error::UnknownIssuer);
-        };
-        let (not_before, not_after) = (unix_time(self.roots[at].not_before), unix_time(self.roots[at].not_after));
+        let root = self.root_of(path).ok_or(webpki::Error::UnknownIssuer)?;
+        self.check_revoked(path, root)?;
+        let (not_before, not_after) = (unix_time(root.not_before), unix_time(root.not_after));
         if now < not_before {
             return Err(webpki::Error::CertNotValidYet { time: now, not_before });
         }
         if now > not_after {
             return Err(webpki::Error::CertExpired { time: now, not_after });
+        }
+        Ok(())
+    }
+
+    /// From the leaf upward, each certificate against the list of the one above it.
+    fn check_revoked(&self, path: &VerifiedPath<'_>, root: &Root) -> Result<(), webpki::Error> {
+        if self.revoked.lists().is_empty() {
+            return Ok(());
+        }
+        let ders: Vec<_> = std::iter::once(path.end_entity().der())
+            .chain(path.intermediate_certificates().map(|intermediate| intermediate.der()))
+            .collect();
+        let certificates = ders
+            .iter()
+            .map(|der| X509Certificate::from_der(der).map(|(_, certificate)| certificate))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| webpki::Error::BadDer)?;
+        let signers = certificates.iter().skip(1).map(Signer::of).chain([root.signer()]);
+        let mut signed = certificates.iter().zip(signers);
+        if signed.any(|(certificate, signer)| self.revoked.revokes(certificate.raw_serial(), signer)) {
+            return Err(webpki::Error::CertRevoked);
         }
         Ok(())
     }
@@ -210,6 +281,7 @@ impl TrustBundle {
             E::CertExpired { not_after, .. } => PathFault::Expired { not_after },
             E::CertNotValidYet { not_before, .. } => PathFault::NotYetValid { not_before },
             E::UnknownIssuer => PathFault::UnknownRoot,
+            E::CertRevoked => PathFault::Revoked,
             // A CA that was made anew under its old name gives exactly this error. Only where the key ids say that the
             // very key is meant has the certificate been tampered with.
             E::InvalidSignatureForPublicKey | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
@@ -219,6 +291,7 @@ impl TrustBundle {
             E::EndEntityUsedAsCa => {
                 PathFault::KeyUsage("an intermediate of its chain may not sign certificates".to_owned())
             }
+            E::CertDistrusted => PathFault::IssuerId,
             E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => PathFault::Purpose,
             other => PathFault::Malformed(other.to_string()),
         }
@@ -241,6 +314,20 @@ impl TrustBundle {
 }
 
 impl Root {
+    pub(super) fn signer(&self) -> Signer<'_> {
+        Signer {
+            name: &self.subject_raw,
+            key_id: self.key_id.as_deref(),
+            key: &self.key,
+            signs_lists: self.signs_lists,
+        }
+    }
+
+    /// The certificate as PEM.
+    pub fn to_pem(&self) -> String {
+        to_pem("CERTIFICATE", &self.der)
+    }
+
     fn read(der: &CertificateDer<'static>) -> Result<Self, String> {
         let (_, certificate) = X509Certificate::from_der(der).map_err(|e| e.to_string())?;
         if !certificate.is_ca() {
@@ -251,7 +338,10 @@ impl Root {
             sha256: sha256(der).ok_or("no SHA-256 in the crypto provider")?,
             not_before: system_time(certificate.validity().not_before),
             not_after: system_time(certificate.validity().not_after),
+            tainted: false,
             subject_raw: certificate.subject().as_raw().to_vec(),
+            key: certificate.public_key().raw.to_vec(),
+            signs_lists: crl::signs_lists(&certificate),
             key_id: subject_key_id(&certificate).map(<[u8]>::to_vec),
             der: der.clone(),
         })
@@ -264,25 +354,19 @@ impl fmt::Debug for TrustBundle {
     }
 }
 
-/// The suites of TLS 1.3, 128 bits first, as Envoy and Go have it where the processor does AES. Their ciphers are ring's:
-/// on processors with VAES and without AVX-512, most of AMD's, they take half the time of aws-lc's.
-static SUITES: [SupportedCipherSuite; 3] = [
-    ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
-    ring::cipher_suite::TLS13_AES_256_GCM_SHA384,
-    ring::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-];
-
-/// The crypto provider, always given explicitly: which one a process gets must not depend on who was first.
-pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
-    static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
-    PROVIDER.get_or_init(|| {
-        Arc::new(CryptoProvider { cipher_suites: SUITES.to_vec(), ..rustls::crypto::aws_lc_rs::default_provider() })
-    })
+/// One PEM block, its lines ended by LF.
+pub(super) fn to_pem(tag: &str, der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new(tag, der), config)
 }
 
-fn sha256(bytes: &[u8]) -> Option<String> {
-    let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?;
-    Some(hex(suite.common.hash_provider.hash(bytes).as_ref()))
+fn has_workload_id(names: &[GeneralName<'_>]) -> bool {
+    names.iter().any(|name| match name {
+        GeneralName::URI(uri) => {
+            uri.strip_prefix("spiffe://").is_some_and(|id| id.split_once('/').is_some_and(|(_, path)| !path.is_empty()))
+        }
+        _ => false,
+    })
 }
 
 fn authority_key_id<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {

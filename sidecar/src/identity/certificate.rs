@@ -56,6 +56,12 @@ pub enum CertificateFault {
     /// keyUsage allows signing certificates or revocation lists.
     #[error("its key usage has {0}, which only a CA may have")]
     KeyUsage(&'static str),
+    /// keyUsage is absent, or does not allow signatures.
+    #[error("its key usage does not have digitalSignature, which a workload signs its handshakes by")]
+    NoDigitalSignature,
+    /// Only the names say who it is, and who does not understand them may pass over them.
+    #[error("its subject is empty and its names are not critical (RFC 5280 section 4.2.1.6)")]
+    NamesNotCritical,
 }
 
 impl WorkloadCertificate {
@@ -72,17 +78,24 @@ impl WorkloadCertificate {
         if constraints.is_some_and(|c| c.value.ca) {
             return Err(CertificateFault::CaCertificate);
         }
-        if let Some(usage) = certificate.key_usage().map_err(|_| unreadable("keyUsage"))? {
-            if usage.value.key_cert_sign() {
-                return Err(CertificateFault::KeyUsage("keyCertSign"));
-            }
-            if usage.value.crl_sign() {
-                return Err(CertificateFault::KeyUsage("cRLSign"));
-            }
+        let Some(usage) = certificate.key_usage().map_err(|_| unreadable("keyUsage"))? else {
+            return Err(CertificateFault::NoDigitalSignature);
+        };
+        if usage.value.key_cert_sign() {
+            return Err(CertificateFault::KeyUsage("keyCertSign"));
+        }
+        if usage.value.crl_sign() {
+            return Err(CertificateFault::KeyUsage("cRLSign"));
+        }
+        if !usage.value.digital_signature() {
+            return Err(CertificateFault::NoDigitalSignature);
         }
 
         let (mut uris, mut dns_names) = (Vec::new(), Vec::new());
         if let Some(names) = certificate.subject_alternative_name().map_err(|_| unreadable("subjectAltName"))? {
+            if !names.critical && certificate.subject().iter().next().is_none() {
+                return Err(CertificateFault::NamesNotCritical);
+            }
             for name in &names.value.general_names {
                 match name {
                     GeneralName::URI(uri) => uris.push((*uri).to_owned()),

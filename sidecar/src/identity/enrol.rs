@@ -2,7 +2,10 @@
 //!
 //! - A valid certificate renews itself over mTLS. Only without one, or where the CA refused it for good, the token is used:
 //!   tokens are often single-use, and one that is read at each try can be replaced while we wait.
-//! - Every attempt makes a new key. It never leaves this process but for `key.pem`.
+//! - A renewal takes the CA for what it is by the roots in use, which follow the CA's own; identity.ca.bundle is for the token,
+//!   where nothing is known yet, or nothing that is known fits.
+//! - Every attempt makes a new key, but that a token is tried again with the key of its first try: a CA that died after it
+//!   had spent the token answers again for that key alone. A key never leaves this process but for `key.pem`.
 //! - Transient failures are retried with full jitter under a ceiling that doubles from 1 s to 60 s; permanent ones every
 //!   60 s, or as soon as the token or the CA's bundle changes, because files do get replaced. While a certificate is valid the
 //!   ceiling is a quarter of what is left of it, so that a short-lived one is not slept through.
@@ -11,20 +14,22 @@ use std::{
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use outrigger_identity::{
     SpiffeId, TrustDomain,
-    csr::new_key_and_csr,
+    csr::{CsrPem, KeyPairPem, new_key_and_csr},
+    documents::{self, Document, ReadError, Wanted},
     enrol::{Credential, EnrolError, EnrolRequest, Enrolled, enrol},
 };
 use rustls::pki_types::UnixTime;
 
 use super::{
-    Clock, Identity, Usage,
+    Clock, Identity, NotValidNow, Usage,
     files::{self, Fingerprint, Material},
+    follow::Follower,
 };
 use crate::config::CaConfig;
 
@@ -41,6 +46,14 @@ pub(super) trait CertificateAuthority: Send + Sync {
         &'a self,
         request: EnrolRequest<'a>,
     ) -> Pin<Box<dyn Future<Output = Result<Enrolled, EnrolError>> + Send + 'a>>;
+
+    /// Reads what it publishes, see [`documents::read`].
+    fn read<'a>(
+        &'a self,
+        address: &'a str,
+        bundle_pem: &'a str,
+        wanted: &'a [Wanted<'a>],
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>>;
 }
 
 /// The real one, over gRPC.
@@ -52,6 +65,15 @@ impl CertificateAuthority for GrpcCa {
         request: EnrolRequest<'a>,
     ) -> Pin<Box<dyn Future<Output = Result<Enrolled, EnrolError>> + Send + 'a>> {
         Box::pin(enrol(request))
+    }
+
+    fn read<'a>(
+        &'a self,
+        address: &'a str,
+        bundle_pem: &'a str,
+        wanted: &'a [Wanted<'a>],
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>> {
+        Box::pin(documents::read(address, bundle_pem, wanted))
     }
 }
 
@@ -87,10 +109,12 @@ impl AttemptError {
     }
 }
 
-/// A new identity and the texts to keep.
+/// What the CA issued. The material's bundle is the one root that came with it.
 pub(super) struct Issued {
     pub(super) identity: Identity,
     pub(super) material: Material,
+    /// The roots that the CA was authenticated by, PEM.
+    pub(super) ca_bundle_pem: String,
 }
 
 pub(super) type Attempt = Pin<Box<dyn Future<Output = Result<Issued, AttemptError>> + Send>>;
@@ -104,6 +128,15 @@ pub(super) struct Enroller {
     used_certificate: bool,
     certificate_refused: bool,
     inputs: [Option<Fingerprint>; 2],
+    pending: Arc<Mutex<Option<Pending>>>,
+}
+
+/// A token that was tried, with its key, and has brought nothing yet.
+struct Pending {
+    token: String,
+    id: Option<SpiffeId>,
+    key: KeyPairPem,
+    csr: CsrPem,
 }
 
 impl Enroller {
@@ -116,9 +149,15 @@ impl Enroller {
             used_certificate: false,
             certificate_refused: false,
             inputs: [None, None],
+            pending: Arc::default(),
         };
         enroller.inputs = enroller.fingerprints();
         enroller
+    }
+
+    /// Who follows the same CA's bundle.
+    pub(super) fn follower(&self) -> Follower {
+        Follower::new(&self.config, Arc::clone(&self.ca))
     }
 
     pub(super) fn address(&self) -> String {
@@ -135,8 +174,9 @@ impl Enroller {
     pub(super) fn plan(&mut self, identity: Option<&Identity>, fresh: bool, now: SystemTime) {
         self.failures = 0;
         self.due = Some(match identity {
-            Some(identity) if identity.check_valid(now).is_ok() => {
-                let from = if fresh { now } else { identity.not_before };
+            Some(identity) if !matches!(identity.check_valid(now), Err(NotValidNow::Expired { .. })) => {
+                // One that becomes valid later is waited for: another one would have the same dates.
+                let from = if fresh { now.max(identity.not_before) } else { identity.not_before };
                 let at = renewal_time(from, identity.not_after, fastrand::f64());
                 // Many that start together with old certificates do not all ask at once.
                 if at > now { at } else { now + at_most(Duration::from_secs(30), left(identity, now) / 10) }
@@ -171,6 +211,19 @@ impl Enroller {
         pause
     }
 
+    /// Plans a renewal before the time, and gives the wait: within 30 s, and not in one moment with every other workload.
+    /// `fresh`: the certificate was issued a moment ago, by a CA that is behind, so that it gets a minute.
+    pub(super) fn hurry(&mut self, identity: &Identity, fresh: bool, now: SystemTime) -> Duration {
+        let wait = if fresh {
+            PERMANENT_PAUSE.mul_f64(0.9 + 0.2 * fastrand::f64())
+        } else {
+            at_most(Duration::from_secs(30), left(identity, now) / 10)
+        };
+        let at = self.due.map_or(now + wait, |due| due.min(now + wait));
+        self.due = Some(at);
+        at.duration_since(now).unwrap_or_default()
+    }
+
     /// Whether an attempt is due. A changed token or CA bundle makes it so while attempts are failing.
     pub(super) fn is_due(&mut self, now: SystemTime) -> bool {
         let inputs = self.fingerprints();
@@ -203,12 +256,15 @@ impl Enroller {
             chain_pem: String::from_utf8_lossy(&material.chain_pem).into_owned(),
             key_pem: String::from_utf8_lossy(&material.key_pem).into_owned(),
         });
+        let held = certificate.as_ref().and(valid).map(|(_, m)| String::from_utf8_lossy(&m.bundle_pem).into_owned());
         // Only a renewal knows whom it is for; a token says it to the CA alone.
         let id = valid.map(|(identity, _)| identity.id.clone());
         let task = Task {
             config: self.config.clone(),
             ca: self.ca.clone(),
             certificate,
+            pending: Arc::clone(&self.pending),
+            held,
             id,
             dir: dir.to_owned(),
             trust_domain: trust_domain.cloned(),
@@ -222,6 +278,9 @@ struct Task {
     config: CaConfig,
     ca: Arc<dyn CertificateAuthority>,
     certificate: Option<Credential>,
+    pending: Arc<Mutex<Option<Pending>>>,
+    /// The roots in use, for a renewal.
+    held: Option<String>,
     id: Option<SpiffeId>,
     dir: PathBuf,
     trust_domain: Option<TrustDomain>,
@@ -230,13 +289,16 @@ struct Task {
 
 impl Task {
     async fn run(self) -> Result<Issued, AttemptError> {
-        let bundle_pem = read_text(&self.config.bundle)
-            .map_err(|why| AttemptError::Bundle { path: self.config.bundle.clone(), why })?;
+        let bundle_pem = match self.held.clone() {
+            Some(held) => held,
+            None => read_text(&self.config.bundle)
+                .map_err(|why| AttemptError::Bundle { path: self.config.bundle.clone(), why })?,
+        };
         let credential = match self.certificate.clone() {
             Some(certificate) => certificate,
             None => self.token()?,
         };
-        let (key, csr) = new_key_and_csr(self.id.as_ref()).map_err(|e| AttemptError::Key(e.to_string()))?;
+        let (key, csr) = self.key_for(&credential)?;
         let address = self.config.address.to_string();
         let request = EnrolRequest {
             address: &address,
@@ -251,8 +313,30 @@ impl Task {
             key_pem: key.as_str().as_bytes().to_vec(),
             bundle_pem: enrolled.roots_pem.into_bytes(),
         };
+        // The answer has come: from now on another try is another enrolment.
+        *self.pending() = None;
         let identity = self.check(&material).map_err(|why| AttemptError::Unusable { address, why })?;
-        Ok(Issued { identity, material })
+        Ok(Issued { identity, material, ca_bundle_pem: bundle_pem })
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Option<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key of the first try with the same token, or a new one.
+    fn key_for(&self, credential: &Credential) -> Result<(KeyPairPem, CsrPem), AttemptError> {
+        let mut pending = self.pending();
+        if let (Credential::Token(token), Some(known)) = (credential, &*pending)
+            && *token == known.token
+            && self.id == known.id
+        {
+            return Ok((known.key.clone(), known.csr.clone()));
+        }
+        let (key, csr) = new_key_and_csr(self.id.as_ref()).map_err(|e| AttemptError::Key(e.to_string()))?;
+        if let Credential::Token(token) = credential {
+            *pending = Some(Pending { token: token.clone(), id: self.id.clone(), key: key.clone(), csr: csr.clone() });
+        }
+        Ok((key, csr))
     }
 
     fn token(&self) -> Result<Credential, AttemptError> {
@@ -272,14 +356,19 @@ impl Task {
         let identity = files::parse(material, &self.dir, self.trust_domain.as_ref()).map_err(|e| e.to_string())?;
         // Not the time at which we asked: a CA that does not set notBefore back dates it later than that.
         let now = (self.clock)();
-        identity.check_valid(now).map_err(|e| e.to_string())?;
+        let judged_at = match identity.check_valid(now) {
+            Ok(()) => now,
+            // Where there is nothing better, this one is waited for: the token is spent, and the fault is a clock's.
+            Err(NotValidNow::NotYet { .. }) if self.id.is_none() => identity.not_before,
+            Err(why) => return Err(why.to_string()),
+        };
         if let Some(id) = self.id.as_ref().filter(|id| **id != identity.id) {
             return Err(format!("it is for {}, but we are {id}", identity.id));
         }
         let Some((leaf, intermediates)) = identity.key.cert.split_first() else {
             return Err("it is empty".to_owned());
         };
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = judged_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         for usage in [Usage::Server, Usage::Client] {
             identity
                 .bundle

@@ -3,7 +3,8 @@
 //! Writing has to survive a crash between two files, and a key that was used up with a single-use token must not be
 //! lost. So all three are first written beside their places and synced, then renamed: bundle, certificate, key. The only
 //! moment with a pair that does not match is between the last two, and then the right key still lies in
-//! `.key.pem.next`, where [`load`] looks for it. Plain files, so every tool reads them; a folder swapped by symlink would be
+//! `.key.pem.next`, where [`load`] looks for it. In a folder that was empty each rename leaves fewer files missing, and
+//! those that are lie beside their places: [`load`] looks there too. Plain files, so every tool reads them; a folder swapped by symlink would be
 //! as safe but would not let somebody else's three files (`outrigger-ca issue`) become ours.
 
 use std::{
@@ -22,8 +23,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::{BundleError, CertificateFault, Identity, TrustBundle, Usage, WorkloadCertificate, provider};
+use super::{BundleError, CertificateFault, CrlError, Identity, TrustBundle, Usage, WorkloadCertificate, provider};
 
+/// The issuers' revocation lists.
+pub(super) const LISTS: &str = "crl.pem";
 const NEXT_KEY: &str = ".key.pem.next";
 /// No honest file is longer, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -80,6 +83,24 @@ pub enum IdentityError {
         /// What is wrong.
         fault: BundleError,
     },
+    /// The revocation lists are unusable.
+    #[error(
+        "{} cannot be used: {why}; write the CA's /crl.pem there (\"curl --cacert bundle.pem https://CA:15012/crl.pem\")", path.display()
+    )]
+    Lists {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        why: CrlError,
+    },
+    /// A revocation list is not of whom it says.
+    #[error("{} cannot be used: the list of {issuer} is not signed by it; fetch the CA's /crl.pem again", path.display())]
+    Forged {
+        /// Which.
+        path: PathBuf,
+        /// Who it says has signed it.
+        issuer: String,
+    },
     /// Certificate and key do not belong together.
     #[error(
         "{} is not the key of {}; put both there from the same issuance (\"outrigger-ca issue --out\")", key.display(), certificate.display()
@@ -113,6 +134,43 @@ pub fn load(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Identity, 
 }
 
 pub(super) fn load_material(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Loaded, IdentityError> {
+    match load_placed(dir, trust_domain) {
+        Err(missing @ IdentityError::Missing(_)) => load_interrupted(dir, trust_domain).ok_or(missing),
+        loaded => loaded,
+    }
+}
+
+/// Ends a first enrolment that was stopped before its last rename. What was stopped before the first one was synced whole, or
+/// does not make an identity.
+fn load_interrupted(dir: &Path, trust_domain: Option<&TrustDomain>) -> Option<Loaded> {
+    let mut warnings = Vec::new();
+    let mut beside = Vec::new();
+    let mut find = |name: &'static str| {
+        let placed = dir.join(name);
+        if placed.exists() {
+            return placed;
+        }
+        beside.push(name);
+        dir.join(format!(".{name}.next"))
+    };
+    let [bundle, chain, key] = ["bundle.pem", "cert.pem", "key.pem"].map(&mut find);
+    let material = Material {
+        chain_pem: read(&chain).ok()?,
+        key_pem: read_key(&key, &mut warnings).ok()?,
+        bundle_pem: read(&bundle).ok()?,
+    };
+    let identity = parse(&material, dir, trust_domain).ok()?;
+    tracing::info!(dir = %dir.display(), files = ?beside, "found what an interrupted enrolment had written");
+    for name in beside {
+        if let Err(error) = fs::rename(dir.join(format!(".{name}.next")), dir.join(name)) {
+            tracing::warn!(%error, "cannot finish the interrupted enrolment");
+            break;
+        }
+    }
+    Some(Loaded { identity, material, warnings })
+}
+
+fn load_placed(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Loaded, IdentityError> {
     let mut warnings = Vec::new();
     let chain_pem = read(&dir.join("cert.pem"))?;
     let key_pem = read_key(&dir.join("key.pem"), &mut warnings)?;
@@ -134,7 +192,6 @@ pub(super) fn load_material(dir: &Path, trust_domain: Option<&TrustDomain>) -> R
         }
         other => other?,
     };
-    warnings.extend(doubts(&identity));
     Ok(Loaded { identity, material, warnings })
 }
 
@@ -191,6 +248,19 @@ pub(super) fn parse_bundle(pem: &[u8], dir: &Path) -> Result<TrustBundle, Identi
     TrustBundle::from_pem(pem).map_err(|fault| IdentityError::Bundle { path: dir.join("bundle.pem"), fault })
 }
 
+/// The texts of both bundles, each root once: `known` as it stands, and behind it what `more` has beyond it.
+pub(super) fn join_bundles(known: &[u8], more: &[u8]) -> Result<Vec<u8>, BundleError> {
+    let (have, all) = (TrustBundle::from_pem(known)?, TrustBundle::from_pem(more)?);
+    let mut joined = known.to_vec();
+    for root in all.roots().iter().filter(|root| !have.contains(&root.der)) {
+        if !joined.ends_with(b"\n") {
+            joined.push(b'\n');
+        }
+        joined.extend_from_slice(root.to_pem().as_bytes());
+    }
+    Ok(joined)
+}
+
 pub(super) fn read_bundle(dir: &Path) -> Result<(TrustBundle, Vec<u8>), IdentityError> {
     let pem = read(&dir.join("bundle.pem"))?;
     Ok((parse_bundle(&pem, dir)?, pem))
@@ -222,7 +292,12 @@ pub(super) fn doubts(identity: &Identity) -> Vec<String> {
 
 /// Reads a small file.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
-    match fs::metadata(path).and_then(|m| if m.len() > MAX_FILE { Err(too_long()) } else { fs::read(path) }) {
+    read_up_to(path, MAX_FILE)
+}
+
+/// Reads a file of at most `max` bytes.
+pub(super) fn read_up_to(path: &Path, max: u64) -> Result<Vec<u8>, IdentityError> {
+    match fs::metadata(path).and_then(|m| if m.len() > max { Err(too_long(max)) } else { fs::read(path) }) {
         Ok(bytes) => Ok(bytes),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(IdentityError::Missing(path.to_owned())),
         Err(why) => {
@@ -232,8 +307,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     }
 }
 
-fn too_long() -> io::Error {
-    io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB")
+fn too_long(max: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {} MiB", max / (1024 * 1024)))
 }
 
 fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<Vec<u8>, IdentityError> {
@@ -259,19 +334,32 @@ pub(super) fn persist(dir: &Path, material: &Material) -> io::Result<()> {
         ("key.pem", &material.key_pem, 0o600),
     ];
     for (name, bytes, mode) in all {
-        // A leftover may have another mode or be a link to elsewhere: never write into it.
-        match fs::remove_file(next(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(next(name))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        write_new(&next(name), bytes, mode)?;
     }
     for (name, ..) in all {
         fs::rename(next(name), dir.join(name))?;
     }
     fs::File::open(dir)?.sync_all()
+}
+
+/// Replaces a file that everybody may read, in one step.
+pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    // Not the name that `persist` uses: what lies under that is part of an interrupted renewal.
+    let next = dir.join(format!(".{name}.new"));
+    write_new(&next, bytes, 0o644)?;
+    fs::rename(next, dir.join(name))?;
+    fs::File::open(dir)?.sync_all()
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    // A leftover may have another mode or be a link to elsewhere: never write into it.
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// What tells that a file was changed or replaced, without reading it. Follows symlinks, so a swap of the folder behind

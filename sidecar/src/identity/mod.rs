@@ -7,18 +7,30 @@
 //! - With it they are ours: enrolled with a token, renewed at half of their life with the certificate itself, kept across
 //!   restarts. The rules of retrying stand in `enrol.rs`.
 //!
+//! What the identity trusts is part of it: the roots with their marks, and the revocation lists. They come from the files, and
+//! with `identity.ca` from what the CA publishes (`follow.rs`, `trust.rs`), which is kept in the files.
+//!
 //! A bad reload or a failed renewal changes nothing and is loud. Only expiry ends an identity.
 
 mod bundle;
 mod certificate;
+mod crl;
+mod document;
 mod enrol;
 mod files;
+mod follow;
+mod provider;
 mod source;
 mod status;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_ca;
+#[cfg(test)]
+mod tests_kept;
+#[cfg(test)]
+mod tests_trust;
+mod trust;
 
 use std::{
     fmt,
@@ -33,11 +45,12 @@ use x509_parser::time::ASN1Time;
 
 use crate::config::IdentityConfig;
 
-pub(crate) use bundle::provider;
 pub use bundle::{BundleError, PathFault, Root, TrustBundle, Usage};
 pub use certificate::{CertificateFault, WorkloadCertificate};
+pub use crl::{CrlError, RevocationList, RevocationLists};
 pub use files::{IdentityError, load};
-pub use status::{CertificateStatus, IdentityState, IdentityStatus, RootStatus};
+pub(crate) use provider::provider;
+pub use status::{CertificateStatus, IdentityState, IdentityStatus, RevocationStatus, RootStatus};
 
 /// One generation of this workload's identity. Never changes; a renewal makes another one.
 #[derive(Clone)]
@@ -136,6 +149,12 @@ impl IdentityHandle {
         let shared = Shared::new("given once".to_owned());
         shared.publish(identity);
         Self { shared, _task: Arc::new(AbortOnDrop(None)) }
+    }
+
+    /// Publishes another one, as the task would.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, identity: Identity) {
+        self.shared.publish(identity);
     }
 
     /// The current identity. `None` until the first one was loaded or enrolled; an expired one is still returned, see

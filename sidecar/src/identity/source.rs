@@ -6,20 +6,25 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_identity::TrustDomain;
+use outrigger_identity::{
+    TrustDomain,
+    documents::{Document, ReadError},
+};
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    Clock, Identity, IdentityError, NotValidNow, Shared,
+    Clock, Identity, IdentityError, NotValidNow, Shared, TrustBundle,
     enrol::{Attempt, AttemptError, Enroller, Issued},
     files::{self, Fingerprint, Loaded, Material},
+    follow::Reading,
+    trust::Trust,
     words_for,
 };
 use crate::config::IdentityConfig;
 
 /// How often files and deadlines are looked at. Four `stat` calls a second cost nothing; inotify would miss the symlink swaps
 /// of Kubernetes and everything on network file systems.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 /// A certificate from files that has less than this share of its life left is warned about: nobody has renewed it.
 const UNRENEWED: f64 = 0.25;
 
@@ -30,12 +35,13 @@ type Fingerprints = [Option<Fingerprint>; 3];
 
 /// The task's state.
 pub(super) struct Source {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     trust_domain: Option<TrustDomain>,
-    enroller: Option<Enroller>,
-    clock: Clock,
-    shared: Arc<Shared>,
-    current: Option<(Identity, Material)>,
+    pub(super) enroller: Option<Enroller>,
+    pub(super) trust: Trust,
+    pub(super) clock: Clock,
+    pub(super) shared: Arc<Shared>,
+    pub(super) current: Option<(Identity, Material)>,
     generation: u64,
     seen: Fingerprints,
     // Whether `seen` is so young that another change could hide behind the same time stamps.
@@ -58,6 +64,7 @@ impl Source {
         Self {
             dir: config.dir.clone(),
             trust_domain: config.trust_domain.clone(),
+            trust: Trust::new(enroller.as_ref().map(Enroller::follower)),
             enroller,
             clock,
             shared,
@@ -75,6 +82,7 @@ impl Source {
     pub(super) fn first_load(&mut self) {
         let now = (self.clock)();
         self.look();
+        self.look_at_lists(true);
         match files::load_material(&self.dir, self.trust_domain.as_ref()) {
             Ok(loaded) => self.adopt(loaded.identity, loaded.material, loaded.warnings),
             // With a CA an empty folder is how every workload starts.
@@ -89,21 +97,31 @@ impl Source {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut attempt: Option<Attempt> = None;
+        let mut reading: Option<Reading> = None;
         loop {
-            // Files are looked at while an attempt is under way: it may take 20 s, a new bundle must not wait for it.
-            let result = tokio::select! {
-                _ = ticks.tick() => None,
-                result = finished(&mut attempt) => Some(result),
+            // Files are looked at while the CA is asked: it may take 20 s, a new bundle must not wait for it.
+            let event = tokio::select! {
+                _ = ticks.tick() => Event::Tick,
+                result = finished(&mut attempt) => Event::Attempted(result),
+                result = finished(&mut reading) => Event::Read(result),
             };
             let now = (self.clock)();
-            if let Some(result) = result {
-                attempt = None;
-                match result {
-                    Ok(issued) => self.renewed(issued, now),
-                    Err(error) => self.renewal_failed(&error, now),
+            match event {
+                Event::Tick => {}
+                Event::Attempted(result) => {
+                    attempt = None;
+                    match result.and_then(|issued| self.acceptable(issued)) {
+                        Ok(issued) => self.renewed(issued, now),
+                        Err(error) => self.renewal_failed(&error, now),
+                    }
+                }
+                Event::Read(answer) => {
+                    reading = None;
+                    self.read_from_ca(answer, now);
                 }
             }
             self.look_at_files(now);
+            self.look_at_lists(false);
             self.check_expiry(now);
             self.check_clock(now);
             if attempt.is_none()
@@ -112,6 +130,12 @@ impl Source {
             {
                 let current = self.current.as_ref().map(|(identity, material)| (identity, material));
                 attempt = Some(enroller.attempt(current, &self.dir, self.trust_domain.as_ref(), &self.clock));
+            }
+            if reading.is_none()
+                && let Some((_, material)) = &self.current
+                && let Some(follower) = self.trust.follower.as_ref().filter(|follower| follower.is_due(now))
+            {
+                reading = Some(follower.ask(String::from_utf8_lossy(&material.bundle_pem).into_owned()));
             }
         }
     }
@@ -148,7 +172,7 @@ impl Source {
 
     /// Takes the files' fingerprints, before they are read: what changes meanwhile is seen at the next tick. Returns whether
     /// they changed.
-    fn look(&mut self) -> bool {
+    pub(super) fn look(&mut self) -> bool {
         let seen = self.fingerprints();
         let changed = seen != self.seen;
         self.seen = seen;
@@ -172,6 +196,7 @@ impl Source {
         let same_certificate = self.current.as_ref().is_some_and(|(known, _)| known.key.cert == identity.key.cert);
         tracing::info!(id = %identity.id, serial = %identity.serial, dir = %self.dir.display(), "identity files changed, loaded");
         self.adopt(identity, material, warnings);
+        self.read_again();
         if !same_certificate {
             self.shared.notes().ca_error = None;
             self.plan(false, now);
@@ -186,13 +211,34 @@ impl Source {
         }
         tracing::info!(roots = ?bundle, dir = %self.dir.display(), "bundle changed, loaded");
         let identity = Identity { bundle: Arc::new(bundle), ..identity };
-        let warnings = files::doubts(&identity);
-        self.adopt(identity, Material { bundle_pem: pem, ..material }, warnings);
+        self.adopt(identity, Material { bundle_pem: pem, ..material }, Vec::new());
+        self.read_again();
+    }
+
+    /// What the CA publishes decides, also over what somebody else wrote into the folder.
+    fn read_again(&mut self) {
+        if let Some(follower) = &mut self.trust.follower {
+            follower.forget();
+        }
+    }
+
+    /// A root that the CA has dropped does not come back with a certificate: its key may be stolen.
+    fn acceptable(&self, issued: Issued) -> Result<Issued, AttemptError> {
+        match self.trust.withdrawn_root_of(&issued) {
+            Some(root) => Err(AttemptError::Unusable {
+                address: self.enroller.as_ref().map(Enroller::address).unwrap_or_default(),
+                why: format!("its root \"{root}\" was taken out of the CA's bundle"),
+            }),
+            None => Ok(issued),
+        }
     }
 
     fn renewed(&mut self, issued: Issued, now: SystemTime) {
-        let Issued { identity, material } = issued;
-        let mut warnings = files::doubts(&identity);
+        let (identity, material) = self.joined(issued);
+        let mut warnings = Vec::new();
+        if let Err(why @ NotValidNow::NotYet { .. }) = identity.check_valid(now) {
+            tracing::error!("{why}; it is kept, and nothing is taken or called until then");
+        }
         if let Err(error) = files::persist(&self.dir, &material) {
             let uid = nix::unistd::geteuid().as_raw();
             let warning = format!(
@@ -214,6 +260,29 @@ impl Source {
         drop(notes);
         self.adopt(identity, material, warnings);
         self.plan(true, now);
+    }
+
+    /// What was issued, with its root among those that are known already. An answer names one root, and peers may still
+    /// have certificates under others: only the CA's bundle document, or an operator, takes a root away.
+    fn joined(&self, issued: Issued) -> (Identity, Material) {
+        let Issued { identity, mut material, ca_bundle_pem } = issued;
+        let known = match &self.current {
+            Some((_, current)) => &current.bundle_pem[..],
+            None => ca_bundle_pem.as_bytes(),
+        };
+        let joined = files::join_bundles(known, &material.bundle_pem)
+            .and_then(|pem| TrustBundle::from_pem(&pem).map(|bundle| (pem, bundle)));
+        match joined {
+            Ok((pem, bundle)) => {
+                material.bundle_pem = pem;
+                (Identity { bundle: Arc::new(bundle), ..identity }, material)
+            }
+            // The roots for the CA's server may be of a kind that no root of workloads can be.
+            Err(why) => {
+                tracing::warn!(%why, "the root of the new certificate stands alone: what was known cannot be joined to it");
+                (identity, material)
+            }
+        }
     }
 
     fn renewal_failed(&mut self, error: &AttemptError, now: SystemTime) {
@@ -238,7 +307,9 @@ impl Source {
         notes.next_renewal = due;
     }
 
-    fn adopt(&mut self, mut identity: Identity, material: Material, warnings: Vec<String>) {
+    pub(super) fn adopt(&mut self, identity: Identity, material: Material, mut warnings: Vec<String>) {
+        let mut identity = self.trust.mark(identity);
+        warnings.extend(files::doubts(&identity));
         self.generation += 1;
         identity.generation = self.generation;
         for warning in &warnings {
@@ -259,9 +330,13 @@ impl Source {
             enroller.plan(self.current.as_ref().map(|(identity, _)| identity), fresh, now);
             self.shared.notes().next_renewal = enroller.due();
         }
+        if let (Some(follower), Some(_)) = (&mut self.trust.follower, &self.current) {
+            follower.begin(now);
+        }
+        self.renew_if_distrusted(fresh);
     }
 
-    fn complain(&self, error: &IdentityError) {
+    pub(super) fn complain(&self, error: &IdentityError) {
         let text = error.to_string();
         let mut notes = self.shared.notes();
         if notes.file_error.as_ref().is_some_and(|(known, _)| *known == text) {
@@ -279,6 +354,9 @@ impl Source {
         {
             tracing::warn!("the clock went back by {}, renewal is planned anew", words_for(back));
             self.plan(false, now);
+            if let Some(follower) = &mut self.trust.follower {
+                follower.clock_went_back(now);
+            }
         }
         self.last_tick = now;
     }
@@ -313,9 +391,16 @@ impl Source {
     }
 }
 
-async fn finished(attempt: &mut Option<Attempt>) -> Result<Issued, AttemptError> {
-    match attempt {
-        Some(attempt) => attempt.await,
+/// What ends a wait of the task.
+enum Event {
+    Tick,
+    Attempted(Result<Issued, AttemptError>),
+    Read(Result<Vec<Document>, ReadError>),
+}
+
+async fn finished<F: Future + Unpin>(under_way: &mut Option<F>) -> F::Output {
+    match under_way {
+        Some(under_way) => under_way.await,
         None => std::future::pending().await,
     }
 }

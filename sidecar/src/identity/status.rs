@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use outrigger_identity::{SpiffeId, TrustDomain};
 use serde::Serialize;
 
-use super::{Identity, NotValidNow, Root, Shared, rfc3339, words_for};
+use super::{Identity, NotValidNow, RevocationList, Root, Shared, certificate::hex, rfc3339, words_for};
 
 /// A root that has less than this share of its life left is warned about, whatever that is in days.
 const ROOT_WARNING: f64 = 0.1;
@@ -24,6 +24,11 @@ pub struct IdentityStatus {
     pub certificate: Option<CertificateStatus>,
     /// The roots that peers must chain to.
     pub roots: Vec<RootStatus>,
+    /// What issuers took back, one list an issuer.
+    pub revocation_lists: Vec<RevocationStatus>,
+    /// When the CA's bundle and lists were last read, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_read: Option<String>,
     /// When the next renewal or enrolment is tried, RFC 3339.
     pub next_renewal: Option<String>,
     /// The last thing that went wrong and has not been put right since.
@@ -90,6 +95,21 @@ pub struct RootStatus {
     pub not_after: String,
     /// Time left in seconds; 0 where expired.
     pub remaining_seconds: u64,
+    /// Whether the CA is taking it out of use.
+    pub tainted: bool,
+}
+
+/// One issuer's revocation list.
+#[derive(Debug, Clone, Serialize)]
+pub struct RevocationStatus {
+    /// The issuer's name.
+    pub issuer: String,
+    /// Certificates on it.
+    pub revoked: usize,
+    /// cRLNumber, hexadecimal.
+    pub number: String,
+    /// When the next one was to come, RFC 3339.
+    pub next_update: Option<String>,
 }
 
 impl IdentityStatus {
@@ -109,6 +129,8 @@ pub(super) struct Notes {
     pub(super) next_renewal: Option<SystemTime>,
     pub(super) file_error: Option<(String, SystemTime)>,
     pub(super) ca_error: Option<(String, SystemTime)>,
+    pub(super) trust_error: Option<(String, SystemTime)>,
+    pub(super) trust_read: Option<SystemTime>,
     pub(super) warnings: Vec<String>,
     pub(super) renewals_ok: u64,
     pub(super) renewals_failed: u64,
@@ -118,7 +140,8 @@ impl Shared {
     pub(super) fn status(&self, now: SystemTime) -> IdentityStatus {
         let identity = self.current.borrow().clone();
         let notes = self.notes();
-        let last_error = [&notes.file_error, &notes.ca_error].into_iter().flatten().max_by_key(|(_, at)| *at);
+        let last_error =
+            [&notes.file_error, &notes.ca_error, &notes.trust_error].into_iter().flatten().max_by_key(|(_, at)| *at);
         let (state, reason) = match identity.as_deref().map(|i| i.check_valid(now)) {
             Some(Ok(())) => (IdentityState::Valid, None),
             Some(Err(why @ NotValidNow::Expired { .. })) => (IdentityState::Expired, Some(why.to_string())),
@@ -131,12 +154,16 @@ impl Shared {
         let mut warnings = notes.warnings.clone();
         let roots = identity.as_deref().map_or(&[][..], |i| i.bundle.roots());
         warnings.extend(roots.iter().filter_map(|r| root_warning(r, now)));
+        let lists = identity.as_deref().map_or(&[][..], |i| i.bundle.revoked().lists());
+        warnings.extend(lists.iter().filter_map(|list| list_warning(list, now)));
         IdentityStatus {
             state,
             reason,
             source: notes.origin.clone(),
             certificate: identity.as_deref().map(|i| CertificateStatus::of(i, now)),
             roots: roots.iter().map(|r| RootStatus::of(r, now)).collect(),
+            revocation_lists: lists.iter().map(|list| RevocationStatus::of(list)).collect(),
+            trust_read: notes.trust_read.map(rfc3339),
             next_renewal: notes.next_renewal.map(rfc3339),
             last_error: last_error.map(|e| e.0.clone()),
             last_error_at: last_error.map(|e| rfc3339(e.1)),
@@ -173,8 +200,30 @@ impl RootStatus {
             sha256: root.sha256.clone(),
             not_after: rfc3339(root.not_after),
             remaining_seconds: root.not_after.duration_since(now).unwrap_or(Duration::ZERO).as_secs(),
+            tainted: root.tainted,
         }
     }
+}
+
+impl RevocationStatus {
+    fn of(list: &RevocationList) -> Self {
+        Self {
+            issuer: list.issuer.clone(),
+            revoked: list.revoked,
+            number: hex(&list.number),
+            next_update: list.next_update.map(rfc3339),
+        }
+    }
+}
+
+/// Who revokes nothing new is not noticed; who has stopped publishing is.
+fn list_warning(list: &RevocationList, now: SystemTime) -> Option<String> {
+    let over = now.duration_since(list.next_update?).ok()?;
+    Some(format!(
+        "the revocation list of \"{}\" should have been replaced {} ago; it still counts, and newer revocations are not known",
+        list.issuer,
+        words_for(over)
+    ))
 }
 
 /// Istio's root once expired without a word (#14516); here it is said in time.

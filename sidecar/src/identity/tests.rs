@@ -285,6 +285,45 @@ fn every_point_where_a_crash_can_stop_a_renewal_leaves_a_pair_that_matches() {
 }
 
 #[test]
+fn every_point_where_a_crash_can_stop_a_first_enrolment_leaves_it_to_be_found() {
+    let pki = Pki::new();
+    let pair = pki.intermediate.issue(&leaf());
+    let texts = [("bundle.pem", &pki.root.pem), ("cert.pem", &pair.chain_pem), ("key.pem", &pair.key_pem)];
+    let left = |renames: usize, written: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        for (at, (name, text)) in texts.into_iter().enumerate().take(written) {
+            let path = dir.path().join(if at < renames { name.to_owned() } else { format!(".{name}.next") });
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        dir
+    };
+    for renames in 0..=3 {
+        let dir = left(renames, 3);
+        for load_number in 1..=2 {
+            let loaded =
+                load(dir.path(), None).unwrap_or_else(|e| panic!("load {load_number}, {renames} renames: {e}"));
+            assert_eq!(loaded.id.as_str(), ID);
+        }
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+        assert!(names.len() == 3 && names.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{names:?}");
+    }
+    // Stopped as it wrote: nothing is made of a part, and what is missing is named.
+    for written in 0..3 {
+        assert!(error_of(left(0, written).path()).contains("cert.pem is missing"), "{written} files");
+    }
+    let dir = left(0, 3);
+    fs::write(dir.path().join(".key.pem.next"), &pair.key_pem[..pair.key_pem.len() / 2]).unwrap();
+    assert!(error_of(dir.path()).contains("cert.pem is missing"));
+    // Somebody else's key beside is not ours, and a readable one is as good as told.
+    fs::write(dir.path().join(".key.pem.next"), pki.intermediate.issue(&leaf()).key_pem).unwrap();
+    assert!(error_of(dir.path()).contains("cert.pem is missing"));
+    fs::write(dir.path().join(".key.pem.next"), &pair.key_pem).unwrap();
+    fs::set_permissions(dir.path().join(".key.pem.next"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(error_of(dir.path()).contains("cert.pem is missing"));
+}
+
+#[test]
 fn keeping_an_identity_makes_the_folder_and_a_private_key_file() {
     let pki = Pki::new();
     let pair = pki.intermediate.issue(&leaf());

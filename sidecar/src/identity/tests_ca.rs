@@ -14,12 +14,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_identity::enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled};
+use outrigger_identity::{
+    documents::{Document, ReadError, Wanted},
+    enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled},
+};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use super::{
     enrol::{CertificateAuthority, Enroller},
+    tests_trust::Publishes,
     *,
 };
 use crate::{
@@ -27,33 +31,41 @@ use crate::{
     tls::test_pki::{Leaf, Pki, eventually, write_identity},
 };
 
-const ID: &str = "spiffe://mesh.example/ns/shop/sa/orders";
-const SOON: Duration = Duration::from_millis(2500);
+pub(super) const ID: &str = "spiffe://mesh.example/ns/shop/sa/orders";
+pub(super) const SOON: Duration = Duration::from_millis(2500);
 
 /// What the CA does with the next request; once the list is empty it issues for `ID`.
-enum Answer {
+pub(super) enum Answer {
     Issue(&'static str),
     Fail(fn() -> EnrolCause),
     WrongRoot,
+    /// Sets notBefore half an hour ahead: the sidecar's clock is behind.
+    Early,
     /// Takes 5 s and sets notBefore near the end of them.
     Late,
     Hang,
 }
 
-struct Request {
+pub(super) struct Request {
     at: Instant,
     /// The token, or nothing for a renewal with the certificate.
-    token: Option<String>,
+    pub(super) token: Option<String>,
     chain_pem: Option<String>,
+    /// The roots that the CA is taken for what it is by.
+    pub(super) bundle_pem: String,
+    pub(super) csr_pem: String,
 }
 
-struct FakeCa {
-    pki: Pki,
+pub(super) struct FakeCa {
+    pub(super) pki: Pki,
+    pub(super) publishes: Mutex<Publishes>,
+    /// Signs from now on, where there is one.
+    pub(super) successor: Mutex<Option<Pki>>,
     ttl: Duration,
     started: Instant,
     answers: Mutex<VecDeque<Answer>>,
-    requests: Mutex<Vec<Request>>,
-    always: Mutex<Option<fn() -> EnrolCause>>,
+    pub(super) requests: Mutex<Vec<Request>>,
+    pub(super) always: Mutex<Option<fn() -> EnrolCause>>,
 }
 
 impl CertificateAuthority for FakeCa {
@@ -65,7 +77,13 @@ impl CertificateAuthority for FakeCa {
             Credential::Token(token) => (Some(token), None),
             Credential::Certificate { chain_pem, .. } => (None, Some(chain_pem)),
         };
-        self.requests.lock().unwrap().push(Request { at: Instant::now(), token, chain_pem });
+        self.requests.lock().unwrap().push(Request {
+            at: Instant::now(),
+            token,
+            chain_pem,
+            bundle_pem: request.bundle_pem.to_owned(),
+            csr_pem: request.csr_pem.to_owned(),
+        });
         let fail = |cause| Err(EnrolError { address: request.address.to_owned(), cause });
         let default = match *self.always.lock().unwrap() {
             Some(cause) => Answer::Fail(cause),
@@ -83,9 +101,20 @@ impl CertificateAuthority for FakeCa {
                     Ok(self.issue_from(-2, ID, csr_pem, &self.pki.root.pem))
                 });
             }
+            Answer::Early => Ok(self.issue_from(1_800, ID, csr_pem, &self.pki.root.pem)),
             Answer::WrongRoot => Ok(self.issue(ID, csr_pem, &Pki::new().root.pem)),
         };
         Box::pin(std::future::ready(result))
+    }
+
+    fn read<'a>(
+        &'a self,
+        address: &'a str,
+        bundle_pem: &'a str,
+        wanted: &'a [Wanted<'a>],
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>> {
+        let answer = self.publishes.lock().unwrap().answer(address, bundle_pem, wanted);
+        Box::pin(std::future::ready(answer))
     }
 }
 
@@ -100,31 +129,33 @@ impl FakeCa {
         let mut leaf = Leaf::new(id, &["orders.mesh"]);
         let elapsed = i64::try_from(self.started.elapsed().as_secs()).unwrap();
         (leaf.from, leaf.until) = (elapsed + from, elapsed + i64::try_from(self.ttl.as_secs()).unwrap());
-        Enrolled { chain_pem: self.pki.intermediate.sign(&leaf, &csr.public_key), roots_pem: roots_pem.to_owned() }
+        let successor = self.successor.lock().unwrap();
+        let (pki, roots_pem) = successor.as_ref().map_or((&self.pki, roots_pem), |pki| (pki, &pki.root.pem[..]));
+        Enrolled { chain_pem: pki.intermediate.sign(&leaf, &csr.public_key), roots_pem: roots_pem.to_owned() }
     }
 
-    fn asked(&self) -> usize {
+    pub(super) fn asked(&self) -> usize {
         self.requests.lock().unwrap().len()
     }
 
     /// The token of each request, or "certificate".
-    fn credentials(&self) -> Vec<String> {
+    pub(super) fn credentials(&self) -> Vec<String> {
         let requests = self.requests.lock().unwrap();
         requests.iter().map(|r| r.token.clone().unwrap_or("certificate".to_owned())).collect()
     }
 }
 
 /// A workload's folder, token and CA.
-struct World {
-    dir: TempDir,
-    ca: Arc<FakeCa>,
-    config: IdentityConfig,
+pub(super) struct World {
+    pub(super) dir: TempDir,
+    pub(super) ca: Arc<FakeCa>,
+    pub(super) config: IdentityConfig,
     /// The time that the paused clock started at.
     wall: SystemTime,
 }
 
 impl World {
-    fn new(ttl: Duration, answers: Vec<Answer>) -> Self {
+    pub(super) fn new(ttl: Duration, answers: Vec<Answer>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::new();
         fs::write(dir.path().join("ca-bundle.pem"), &pki.root.pem).unwrap();
@@ -138,6 +169,8 @@ impl World {
         let config = IdentityConfig { dir: dir.path().join("identity"), ca: Some(ca), trust_domain: None };
         let ca = Arc::new(FakeCa {
             pki,
+            publishes: Mutex::default(),
+            successor: Mutex::default(),
             ttl,
             started: Instant::now(),
             answers: Mutex::new(answers.into()),
@@ -147,7 +180,7 @@ impl World {
         Self { dir, ca, config, wall: SystemTime::now() }
     }
 
-    fn start(&self) -> IdentityHandle {
+    pub(super) fn start(&self) -> IdentityHandle {
         self.start_with_clock_ahead_by(Arc::default())
     }
 
@@ -159,22 +192,22 @@ impl World {
         start_with(&self.config, Some(enroller), Arc::new(clock))
     }
 
-    fn status(&self, handle: &IdentityHandle) -> IdentityStatus {
+    pub(super) fn status(&self, handle: &IdentityHandle) -> IdentityStatus {
         handle.shared.status(self.wall + self.ca.started.elapsed())
     }
 }
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
-fn serial(handle: &IdentityHandle) -> String {
+pub(super) fn serial(handle: &IdentityHandle) -> String {
     handle.current().unwrap().serial.clone()
 }
 
-fn unavailable() -> EnrolCause {
+pub(super) fn unavailable() -> EnrolCause {
     EnrolCause::Connect(std::io::ErrorKind::ConnectionRefused.into())
 }
 
-fn token_refused() -> EnrolCause {
+pub(super) fn token_refused() -> EnrolCause {
     EnrolCause::Refused { code: "unauthenticated", message: "the join token was used".into(), permanent: true }
 }
 

@@ -8,8 +8,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     config::InboundMode,
+    http::client::ConnectError,
     reason::Reason,
     telemetry::{Direction, RequestMetrics},
+    tls::{PeerRefusal, TlsFailure},
     worker::Worker,
 };
 
@@ -87,6 +89,20 @@ impl Caller {
                 self.address.ip()
             ),
         }
+    }
+
+    /// The error for a peer that was let in and would not be today, counted.
+    pub(super) fn refused_by_now(&self, worker: &Worker, refusal: &PeerRefusal) -> ConnectError {
+        let failure = TlsFailure::from(refusal);
+        worker.metrics.tls_failure(Direction::Inbound, failure.code);
+        let who = self.id.as_ref().map_or("", SpiffeId::as_str);
+        let text = format_args!("no mTLS with {} ({who}) any more: {}", self.address, failure.message);
+        ConnectError::new(Reason::TlsFailed, text)
+    }
+
+    /// Where it calls from.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The metrics of its requests to `port`.

@@ -28,6 +28,7 @@ use crate::{
     net::{Io, Metered},
     reason::Reason,
     telemetry::{ConnectionMetrics, Direction, RequestMetrics, Transport},
+    tls::{self, Standing},
     worker::{Phase, Worker},
 };
 
@@ -55,16 +56,37 @@ impl Peer {
 }
 
 /// Serves a peer's HTTP/2.
-pub(super) async fn serve_http2<IO>(worker: &Rc<Worker>, io: IO, caller: Caller, transport: Transport, leg: Leg)
-where
+pub(super) async fn serve_http2<IO>(
+    worker: &Rc<Worker>,
+    io: IO,
+    caller: Caller,
+    transport: Transport,
+    leg: Leg,
+    standing: Option<Standing>,
+) where
     IO: Io + 'static,
 {
     let metrics = worker.metrics.connections(Direction::Inbound, transport);
     let peer = Peer::new(worker, caller, leg);
     metrics.opened();
     let io = Metered::new(io, metrics.meter());
-    let ended =
-        http2::server::serve(io, |request| handle(Rc::clone(&peer), request), worker.reached(Phase::Finishing)).await;
+    let to_move = standing.as_ref().map(Standing::is_to_move);
+    let finishing = worker.reached(Phase::Finishing);
+    let finish = async move {
+        tokio::select! {
+            () = finishing => {}
+            () = async { match to_move { Some(to_move) => to_move.await, None => std::future::pending().await } } => {}
+        }
+    };
+    let cut = {
+        let peer = Rc::clone(&peer);
+        async move {
+            let refusal = tls::is_refused(standing).await;
+            let error = peer.caller.refused_by_now(&peer.worker, &refusal);
+            super::say_refused(&peer.worker, peer.caller.address(), &error);
+        }
+    };
+    let ended = http2::server::serve_until(io, |request| handle(Rc::clone(&peer), request), finish, cut).await;
     metrics.closed();
     if let Err(error) = ended {
         tracing::debug!(%error, "a peer's HTTP/2 connection ended");
@@ -269,7 +291,15 @@ impl Peer {
         let (requests, connection) = (Rc::clone(&self.metrics), Rc::clone(&self.to_application));
         async move {
             let io = worker.inbound.applications.dial(leg).await?;
-            Ok(Made { io, refusal: Rc::default(), requests, connection, permit: None, to_sidecar: false })
+            Ok(Made {
+                io,
+                refusal: Rc::default(),
+                requests,
+                connection,
+                permit: None,
+                watched: None,
+                to_sidecar: false,
+            })
         }
     }
 

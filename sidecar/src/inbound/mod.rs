@@ -37,6 +37,7 @@ use self::{
 use crate::{
     config::{Config, IdPattern, InboundMode, InboundPort, Interception, Protocol},
     http::client::ConnectError,
+    identity::Usage,
     net::{
         Peeked, ReadAhead,
         detect::{self, Kind},
@@ -45,7 +46,7 @@ use crate::{
     },
     reason::Reason,
     telemetry::{Direction, Transport},
-    tls,
+    tls::{self, Standing},
     worker::{Entered, Open, Worker},
 };
 
@@ -97,7 +98,8 @@ impl Inbound {
         self.ports.get(&port).is_some_and(|p| p.protocol == Protocol::Opaque)
     }
 
-    fn server_config(&self, worker: &Worker) -> Result<Arc<ServerConfig>, ConnectError> {
+    /// The TLS settings, and the generation of the identity that they are of.
+    fn server_config(&self, worker: &Worker) -> Result<(Arc<ServerConfig>, u64), ConnectError> {
         let missing = |why: &dyn fmt::Display| ConnectError::new(Reason::NoCertificate, why);
         let identity =
             worker.shared.identity.current().ok_or_else(|| missing(&"this sidecar has no certificate yet"))?;
@@ -106,11 +108,11 @@ impl Inbound {
         if let Some((generation, config)) = &*cached
             && *generation == identity.generation
         {
-            return Ok(Arc::clone(config));
+            return Ok((Arc::clone(config), *generation));
         }
         let config = tls::server_config(&identity).map_err(|e| missing(&e))?;
         *cached = Some((identity.generation, Arc::clone(&config)));
-        Ok(config)
+        Ok((config, identity.generation))
     }
 }
 
@@ -214,7 +216,7 @@ fn source(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<IpAdd
 
 /// Terminates mesh mTLS and serves what is inside. Until the handshake has ended the connection keeps its `place`.
 async fn mesh(worker: &Rc<Worker>, io: Peeked, place: Place, peer: SocketAddr, leg: Leg) -> Result<(), ConnectError> {
-    let config = worker.inbound.server_config(worker)?;
+    let (config, generation) = worker.inbound.server_config(worker)?;
     let late = |why: fmt::Arguments<'_>| {
         worker.metrics.tls_failure(Direction::Inbound, "timeout");
         ConnectError::new(Reason::HandshakeTimeout, format_args!("{peer} {why}"))
@@ -246,10 +248,11 @@ async fn mesh(worker: &Rc<Worker>, io: Peeked, place: Place, peer: SocketAddr, l
     })?;
     let id = tls::peer_id(connection)
         .ok_or_else(|| ConnectError::new(Reason::TlsFailed, format_args!("{peer} has no verified identity")))?;
+    let standing = worker.peers.enter(connection, Usage::Client, generation, &worker.shared.identity);
     let certificate = connection.peer_certificates().and_then(|all| all.first());
     let allowed = worker.inbound.allow.is_empty() || worker.inbound.allow.iter().any(|p| p.matches(&id));
     let caller = Caller::mesh(worker, peer, id, certificate.map(|c| c.as_ref()), allowed);
-    serve_mesh(worker, stream, caller, alpn, leg).await
+    serve_mesh(worker, stream, caller, alpn, leg, standing).await
 }
 
 /// Lets a refused peer read why: closing a connection with bytes of it unread would reset it and take our alert along.
@@ -273,15 +276,17 @@ async fn serve_mesh(
     caller: Caller,
     alpn: &[u8],
     leg: Leg,
+    standing: Option<Standing>,
 ) -> Result<(), ConnectError> {
     if alpn == tls::ALPN_H2 {
-        http::serve_http2(worker, stream, caller, Transport::Mtls, leg).await;
+        http::serve_http2(worker, stream, caller, Transport::Mtls, leg, standing).await;
         return Ok(());
     }
     if !caller.is_allowed() {
         return Err(ConnectError::new(Reason::NotAllowed, caller.refusal(leg.destination)));
     }
-    opaque::carry(worker, stream, |s| s.get_ref().0.get_ref().tcp(), None, BytesMut::new(), Transport::Mtls, leg).await
+    let refused = async { caller.refused_by_now(worker, &tls::is_refused(standing).await) };
+    opaque::carry(worker, stream, |s| s.get_ref().0.get_ref().tcp(), None, Transport::Mtls, leg, refused).await
 }
 
 /// Serves what is not mesh mTLS, by the mode of its port.
@@ -305,7 +310,7 @@ async fn plaintext(
         }
         Some(Carries::Http2) => {
             let caller = Caller::plaintext(worker, peer, destination.port());
-            http::serve_http2(worker, Peeked::new(stream, bytes), caller, transport, leg).await;
+            http::serve_http2(worker, Peeked::new(stream, bytes), caller, transport, leg, None).await;
         }
         _ if strict => {
             let what = if transport == Transport::Tls { "TLS that is not the mesh's" } else { "plaintext" };
@@ -315,8 +320,8 @@ async fn plaintext(
         }
         _ => {
             let io = Peeked::new(stream, bytes);
-            let (application, said) = application.map_or((None, BytesMut::new()), |(a, said)| (Some(a), said));
-            let carried = opaque::carry(worker, io, Peeked::tcp, application, said, transport, leg).await;
+            let nobody = std::future::pending();
+            let carried = opaque::carry(worker, io, Peeked::tcp, application, transport, leg, nobody).await;
             if let Err(e) = carried {
                 say_refused(worker, peer, &e);
             }

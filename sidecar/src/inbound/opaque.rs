@@ -15,24 +15,24 @@ use crate::{
 };
 
 /// Carries bytes both ways until both sides have ended. `socket` gives the peer's socket; `application` is the
-/// connection to the application where there is one already, and `said` what it has said.
+/// connection to the application where there is one already, and what it has said. `refused` ends it, with the reason.
 pub(super) async fn carry<IO>(
     worker: &Rc<Worker>,
     mut io: IO,
     socket: impl Fn(&IO) -> &TcpStream,
-    application: Option<TcpStream>,
-    said: BytesMut,
+    application: Option<(TcpStream, BytesMut)>,
     transport: Transport,
     leg: Leg,
+    refused: impl Future<Output = ConnectError>,
 ) -> Result<(), ConnectError>
 where
     IO: copy::Side,
 {
     let dialled = match application {
         Some(application) => Ok(application),
-        None => worker.inbound.applications.dial(leg).await,
+        None => worker.inbound.applications.dial(leg).await.map(|application| (application, BytesMut::new())),
     };
-    let mut application = match dialled {
+    let (mut application, said) = match dialled {
         Ok(application) => application,
         Err(e) => {
             // What the workload sees is what it would see without sidecars: a connection that breaks.
@@ -51,28 +51,40 @@ where
     });
     let ended = tokio::select! {
         biased;
-        (_, ended) = copying => Some(ended),
-        () = worker.reached(Phase::Closing) => None,
+        (_, ended) = copying => Ok(ended),
+        () = worker.reached(Phase::Closing) => {
+            let text = "an opaque connection was still open at the end of the drain time";
+            Err(ConnectError::new(Reason::Draining, text))
+        }
+        refused = refused => Err(refused),
     };
     metrics.closed();
     workload.closed();
     match ended {
-        Some(copy::Ended::Closed) => Ok(()),
-        Some(copy::Ended::FirstBroke(error)) => {
+        Ok(copy::Ended::Closed) => Ok(()),
+        Ok(copy::Ended::FirstBroke(error)) => {
             tracing::debug!(%error, "the peer's connection broke");
             listen::reset_on_close(&application);
             Ok(())
         }
-        Some(copy::Ended::SecondBroke(error)) => {
+        Ok(copy::Ended::SecondBroke(error)) => {
             listen::reset_on_close(socket(&io));
             Err(ConnectError::new(
                 Reason::ApplicationReset,
                 format_args!("the application broke a connection: {error}"),
             ))
         }
-        Some(copy::Ended::Idle) | None => {
+        Ok(copy::Ended::Idle) => {
             listen::reset_on_close(socket(&io));
-            Err(ConnectError::new(Reason::Draining, "an opaque connection was still open at the end of the drain time"))
+            Err(ConnectError::new(Reason::IdleTimeout, "an opaque connection was idle for too long"))
+        }
+        Err(error) => {
+            listen::reset_on_close(socket(&io));
+            if error.reason == Reason::TlsFailed {
+                // The application must not take what was cut off for a finished one.
+                listen::reset_on_close(&application);
+            }
+            Err(error)
         }
     }
 }

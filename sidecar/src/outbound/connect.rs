@@ -9,17 +9,24 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{endpoint::Endpoint, service::Service};
 use crate::{
-    http::client::{self, ConnectError, Made, StreamSlot},
+    http::client::{self, ConnectError, Made, StreamSlot, Watched},
     http1::client::Client,
+    identity::Usage,
     net::{ReadAhead, connect::dial},
     reason::Reason,
     telemetry::{Direction, Transport},
-    tls::{self, TlsFailure},
+    tls::{self, Standing, TlsFailure},
     worker::Worker,
 };
 
-/// A mesh connection and who is at its other end.
-pub(super) type Mesh = (TlsStream<ReadAhead<TcpStream>>, SpiffeId);
+/// A mesh connection.
+pub(super) struct Mesh {
+    pub(super) io: TlsStream<ReadAhead<TcpStream>>,
+    /// Who is at its other end.
+    pub(super) peer: SpiffeId,
+    /// What is thought of it when trust changes.
+    pub(super) standing: Option<Standing>,
+}
 
 /// Connects in the clear.
 pub(super) async fn plain(service: &Service, endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
@@ -34,7 +41,7 @@ pub(super) async fn mesh(
     alpn: &'static [u8],
 ) -> Result<Mesh, ConnectError> {
     within(service, endpoint, async {
-        let config = client_config(worker, service, alpn)?;
+        let (config, generation) = client_config(worker, service, alpn)?;
         let stream = tcp(service, endpoint).await?;
         let name = tls::server_name(&service.spec.expect.host);
         let stream = TlsConnector::from(config)
@@ -44,7 +51,10 @@ pub(super) async fn mesh(
         let connection = stream.get_ref().1;
         let peer = tls::peer_id(connection);
         match peer {
-            Some(peer) if connection.alpn_protocol() == Some(alpn) => Ok((stream, peer)),
+            Some(peer) if connection.alpn_protocol() == Some(alpn) => {
+                let standing = worker.peers.enter(connection, Usage::Server, generation, &worker.shared.identity);
+                Ok(Mesh { io: stream, peer, standing })
+            }
             _ => {
                 worker.metrics.tls_failure(Direction::Outbound, "alpn");
                 let (service, address) = (&service.spec.name, endpoint.address);
@@ -70,7 +80,7 @@ pub(super) async fn http2(
         let (worker, service, to) = (Rc::clone(worker), Rc::clone(service), Rc::clone(endpoint));
         let connect = || async move {
             let permit = service.breakers.try_connection().map_err(|full| overflow(&service, full.which()))?;
-            let (io, peer) = mesh(&worker, &service, &to, tls::ALPN_H2).await?;
+            let Mesh { io, peer, standing } = mesh(&worker, &service, &to, tls::ALPN_H2).await?;
             let refusal = Rc::<OnceCell<_>>::default();
             let told = {
                 // A connection must not keep alive what it belongs to.
@@ -86,12 +96,22 @@ pub(super) async fn http2(
                     }
                 }
             };
+            let watched = standing.map(|standing| {
+                let (worker, service, to) = (Rc::clone(&worker), Rc::downgrade(&service), Rc::downgrade(&to));
+                let refused = Box::new(move |failure: TlsFailure| {
+                    if let (Some(service), Some(to)) = (service.upgrade(), to.upgrade()) {
+                        refused_by_now(&worker, &service, &to, &failure);
+                    }
+                });
+                Watched { standing, refused }
+            });
             Ok(Made {
                 io: tls::Late::new(io, told),
                 refusal,
                 requests: worker.metrics.requests(Direction::Outbound, service.spec.name.as_str(), peer.as_str()),
                 connection: worker.metrics.connections(Direction::Outbound, Transport::Mtls),
                 permit: Some(permit),
+                watched,
                 to_sidecar: true,
             })
         };
@@ -107,6 +127,7 @@ pub(super) async fn http2(
             requests: Rc::clone(&service.unattached),
             connection: worker.metrics.connections(Direction::Outbound, Transport::Plaintext),
             permit: Some(permit),
+            watched: None,
             to_sidecar: false,
         })
     };
@@ -124,6 +145,7 @@ pub(super) async fn http1(worker: &Worker, service: &Service, endpoint: &Endpoin
         requests: Rc::clone(&service.unattached),
         connection: worker.metrics.connections(Direction::Outbound, Transport::Plaintext),
         permit: Some(permit),
+        watched: None,
         to_sidecar: false,
     };
     Ok(client::http1(made, &endpoint.h1))
@@ -134,6 +156,13 @@ fn refused(worker: &Worker, service: &Service, endpoint: &Endpoint, failure: &Tl
     worker.metrics.tls_failure(Direction::Outbound, failure.code);
     let (service, address) = (&service.spec.name, endpoint.address);
     ConnectError::new(Reason::TlsFailed, format_args!("no mTLS with {service} at {address}: {}", failure.message))
+}
+
+/// A peer that was taken and would not be today: told and counted, and others are preferred.
+pub(super) fn refused_by_now(worker: &Worker, service: &Service, endpoint: &Endpoint, failure: &TlsFailure) {
+    let error = refused(worker, service, endpoint, failure);
+    tracing::warn!("a connection ends: {error}");
+    service.connect_failed(endpoint, &error);
 }
 
 /// A circuit breaker's refusal, counted.
@@ -172,8 +201,12 @@ async fn within<T>(
     result
 }
 
-/// The TLS settings for `alpn`, made anew when the identity has changed.
-fn client_config(worker: &Worker, service: &Service, alpn: &'static [u8]) -> Result<Arc<ClientConfig>, ConnectError> {
+/// The TLS settings for `alpn`, made anew when the identity has changed, and the identity's generation.
+fn client_config(
+    worker: &Worker,
+    service: &Service,
+    alpn: &'static [u8],
+) -> Result<(Arc<ClientConfig>, u64), ConnectError> {
     let missing = |why: &dyn std::fmt::Display| ConnectError::new(Reason::NoCertificate, why);
     let identity = worker.shared.identity.current().ok_or_else(|| missing(&"this sidecar has no certificate yet"))?;
     if !identity.is_valid_now() {
@@ -186,9 +219,9 @@ fn client_config(worker: &Worker, service: &Service, alpn: &'static [u8]) -> Res
     }
     let cached = if alpn == tls::ALPN_H2 { &mut cache.http } else { &mut cache.bytes };
     if let Some(config) = cached {
-        return Ok(Arc::clone(config));
+        return Ok((Arc::clone(config), identity.generation));
     }
     let config = tls::client_config(&identity, &service.spec.expect, alpn).map_err(|e| missing(&e))?;
     *cached = Some(Arc::clone(&config));
-    Ok(config)
+    Ok((config, identity.generation))
 }

@@ -16,7 +16,7 @@ use crate::{
     reason::Reason,
     resilience::{Outcome, Permit},
     telemetry::{Direction, Transport},
-    tls,
+    tls::{self, Standing, TlsFailure},
     worker::{Phase, Worker},
 };
 
@@ -26,6 +26,7 @@ pub(super) struct Dialled {
     io: Upstream,
     endpoint: Option<Rc<Endpoint>>,
     service: Option<Rc<Service>>,
+    standing: Option<Standing>,
     _permit: Option<Permit>,
 }
 
@@ -58,7 +59,7 @@ pub(super) async fn dial(
         let direct = Service::passthrough(worker, destination);
         let endpoint = direct.pick(&[]).await?;
         let io = Upstream::Plain(connect::plain(&direct, &endpoint).await?);
-        return Ok(Dialled { io, endpoint: None, service: None, _permit: None });
+        return Ok(Dialled { io, endpoint: None, service: None, standing: None, _permit: None });
     };
     let mut retries = Retries::new(Policy::of(&service));
     loop {
@@ -66,17 +67,17 @@ pub(super) async fn dial(
         let permit = service.breakers.try_connection().map_err(|full| connect::overflow(&service, full.which()))?;
         let connected = if service.is_mesh() {
             let mesh = connect::mesh(worker, &service, &endpoint, tls::ALPN_TCP).await;
-            mesh.map(|(stream, _)| Upstream::Mtls(Box::new(stream)))
+            mesh.map(|mesh| (Upstream::Mtls(Box::new(mesh.io)), mesh.standing))
         } else {
-            connect::plain(&service, &endpoint).await.map(Upstream::Plain)
+            connect::plain(&service, &endpoint).await.map(|io| (Upstream::Plain(io), None))
         };
         match connected {
-            Ok(io) => {
+            Ok((io, standing)) => {
                 service.record(&endpoint, Outcome::Success);
                 endpoint.load().begin(Instant::now());
                 drop(retries);
                 let endpoint = Some(endpoint);
-                return Ok(Dialled { io, endpoint, service: Some(service), _permit: Some(permit) });
+                return Ok(Dialled { io, endpoint, service: Some(service), standing, _permit: Some(permit) });
             }
             Err(e) if e.reason == Reason::NoCertificate => return Err(e),
             Err(e) => {
@@ -117,6 +118,7 @@ pub(super) async fn carry(
     let idle = upstream.service.as_ref().and_then(|s| s.spec.timeouts.tcp_idle.enabled());
     let workload = worker.metrics.connections(Direction::Outbound, Transport::Workload);
     let _busy = worker.busy();
+    let standing = upstream.standing.take();
     workload.opened();
     metrics.opened();
     let copying = copy::copy_both(&mut stream, &mut upstream.io, bytes, said, idle, |forth, back| {
@@ -125,19 +127,25 @@ pub(super) async fn carry(
     });
     let ended = tokio::select! {
         biased;
-        (_, ended) = copying => Some(ended),
-        () = worker.reached(Phase::Closing) => None,
+        (_, ended) = copying => Ok(ended),
+        () = worker.reached(Phase::Closing) => Err(Reason::Draining),
+        refusal = tls::is_refused(standing) => {
+            if let (Some(service), Some(endpoint)) = (&upstream.service, &upstream.endpoint) {
+                connect::refused_by_now(&worker, service, endpoint, &TlsFailure::from(&refusal));
+            }
+            Err(Reason::TlsFailed)
+        }
     };
     metrics.closed();
     workload.closed();
     let reason = match ended {
-        Some(copy::Ended::Closed) => return,
-        Some(copy::Ended::FirstBroke(error)) => {
+        Ok(copy::Ended::Closed) => return,
+        Ok(copy::Ended::FirstBroke(error)) => {
             tracing::debug!(%error, "the workload's connection broke");
             listen::reset_on_close(upstream.io.tcp());
             return;
         }
-        Some(copy::Ended::SecondBroke(error)) => {
+        Ok(copy::Ended::SecondBroke(error)) => {
             if let Some(service) = &upstream.service {
                 let failure = tls::explain(&error);
                 if tls::find(&error).is_some() {
@@ -148,8 +156,8 @@ pub(super) async fn carry(
             }
             Reason::UpstreamReset
         }
-        Some(copy::Ended::Idle) => Reason::IdleTimeout,
-        None => Reason::Draining,
+        Ok(copy::Ended::Idle) => Reason::IdleTimeout,
+        Err(reason) => reason,
     };
     worker.metrics.error(Direction::Outbound, reason.code());
     // The workload must not take a broken connection for a finished one.

@@ -7,6 +7,7 @@
 mod explain;
 mod late;
 mod refusal;
+mod standing;
 #[cfg(test)]
 pub(crate) mod test_pki;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use crate::{
 pub use explain::{TlsFailure, explain, explain_tls, find};
 pub use late::Late;
 pub use refusal::{PeerRefusal, WrongName};
+pub use standing::{Peers, Standing, is_refused};
 pub use verify::{PeerRules, check_name, verify_chain};
 
 /// HTTP, carried as HTTP/2.

@@ -44,6 +44,11 @@ pub enum PeerRefusal {
         /// When it was looked at.
         now: Option<UnixTime>,
     },
+    /// A certificate of its chain is on its issuer's revocation list.
+    #[error(
+        "its certificate, or an intermediate of its chain, was revoked by its issuer; look at \"outrigger-ca log list\" for why, and enrol that workload anew"
+    )]
+    Revoked,
     /// Its id belongs to another trust domain.
     #[error(
         "its id {id} is not in our trust domain {ours}; look at identity.trust_domain and at who issued its certificate"
@@ -84,6 +89,11 @@ pub enum PeerRefusal {
     /// A key usage forbids what it does.
     #[error("its certificate may not be used for this: {0}; issue it again")]
     KeyUsage(String),
+    /// An intermediate of its chain has a workload's id.
+    #[error(
+        "an intermediate of its chain has a workload's SPIFFE id, so that a workload could sign for others; look at who issued it"
+    )]
+    IssuerId,
     /// Its extended key usage does not allow what it does.
     #[error("its certificate's extended key usage must allow serverAuth and clientAuth, or be absent; issue it again")]
     Purpose,
@@ -132,6 +142,7 @@ impl PeerRefusal {
             Self::UnknownRoot => "unknown_root",
             Self::Expired { .. } => "expired",
             Self::NotYetValid { .. } => "not_yet_valid",
+            Self::Revoked => "revoked",
             Self::WrongTrustDomain { .. } => "wrong_trust_domain",
             Self::ManyUriSans(_) => "many_uri_sans",
             Self::NoSpiffeId(_) => "no_spiffe_id",
@@ -140,6 +151,7 @@ impl PeerRefusal {
             Self::NoCertificate => "no_certificate",
             Self::CaCertificate => "ca_certificate",
             Self::KeyUsage(_) | Self::Purpose => "key_usage",
+            Self::IssuerId => "issuer_id",
             Self::BadSignature => "bad_signature",
             Self::Alpn => "alpn",
             Self::Version => "version",
@@ -173,6 +185,7 @@ impl PeerRefusal {
                 None => Self::Malformed(inner.to_string()),
             },
             C::UnknownIssuer => Self::UnknownRoot,
+            C::Revoked => Self::Revoked,
             C::Expired => Self::Expired { not_after: None, now: None },
             C::ExpiredContext { time, not_after } => Self::Expired { not_after: Some(*not_after), now: Some(*time) },
             C::NotValidYet => Self::NotYetValid { not_before: None, now: None },
@@ -200,6 +213,7 @@ impl PeerRefusal {
             Self::NotYetValid { not_before: Some(not_before), .. } => {
                 CertificateError::NotValidYetContext { time: now, not_before }
             }
+            Self::Revoked => CertificateError::Revoked,
             Self::BadSignature => CertificateError::BadSignature,
             Self::WrongName(WrongName { ref expected, ref presented }) => {
                 match ServerName::try_from(expected.clone()) {
@@ -216,11 +230,13 @@ impl PeerRefusal {
     pub(super) fn of_path(fault: PathFault, now: UnixTime) -> Self {
         match fault {
             PathFault::UnknownRoot => Self::UnknownRoot,
+            PathFault::Revoked => Self::Revoked,
             PathFault::Expired { not_after } => Self::Expired { not_after: Some(not_after), now: Some(now) },
             PathFault::NotYetValid { not_before } => Self::NotYetValid { not_before: Some(not_before), now: Some(now) },
             PathFault::BadSignature => Self::BadSignature,
             PathFault::CaCertificate => Self::CaCertificate,
             PathFault::KeyUsage(why) => Self::KeyUsage(why),
+            PathFault::IssuerId => Self::IssuerId,
             PathFault::Purpose => Self::Purpose,
             PathFault::Malformed(why) => Self::Malformed(why),
         }
@@ -235,6 +251,8 @@ impl From<CertificateFault> for PeerRefusal {
             CertificateFault::NoUriSan => Self::NoSpiffeId("it has no URI name".to_owned()),
             CertificateFault::BadId { uri, why } => Self::NoSpiffeId(format!("\"{uri}\" {why}")),
             CertificateFault::CaCertificate => Self::CaCertificate,
+            CertificateFault::NoDigitalSignature => Self::KeyUsage(fault.to_string()),
+            CertificateFault::NamesNotCritical => Self::Malformed(fault.to_string()),
             CertificateFault::KeyUsage(which) => Self::KeyUsage(format!("its key usage has {which}")),
         }
     }

@@ -65,6 +65,10 @@ fn ca_params(name: &str, from: i64, until: i64) -> CertificateParams {
     params
 }
 
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
 pub(crate) fn in_seconds(n: i64) -> OffsetDateTime {
     OffsetDateTime::now_utc() + time::Duration::seconds(n)
 }
@@ -72,6 +76,15 @@ pub(crate) fn in_seconds(n: i64) -> OffsetDateTime {
 impl TestCa {
     pub(crate) fn root(name: &str) -> Self {
         Self::root_valid(name, -3600, 86_400)
+    }
+
+    /// A root that says by a URI name whose it is.
+    pub(crate) fn root_of(name: &str, uri: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = ca_params(name, -3600, 86_400);
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        let certificate = params.self_signed(&key).unwrap();
+        Self { pem: certificate.pem(), issuer: Issuer::new(params, key), chain: String::new() }
     }
 
     pub(crate) fn root_valid(name: &str, from: i64, until: i64) -> Self {
@@ -92,6 +105,25 @@ impl TestCa {
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let chain = certificate.pem() + &self.chain;
         Self { pem: certificate.pem(), issuer: Issuer::new(params, key), chain }
+    }
+
+    /// This CA's revocation list, PEM.
+    pub(crate) fn crl(&self, number: u64, serials: &[&str]) -> String {
+        let revoked = |serial: &&str| rcgen::RevokedCertParams {
+            serial_number: unhex(serial).into(),
+            revocation_time: in_seconds(-60),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: in_seconds(-60),
+            next_update: in_seconds(7 * 86_400),
+            crl_number: number.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     pub(crate) fn issue(&self, leaf: &Leaf) -> Pair {

@@ -44,13 +44,25 @@ impl Ca {
 
     /// Runs a command of the CA's on its folder; gives back what it printed.
     pub fn run(&self, args: &[&str]) -> String {
+        self.attempt(args).unwrap_or_else(|e| panic!("outrigger-ca {}: {e}", args.join(" ")))
+    }
+
+    /// The same, where it may fail; the error is all that it said.
+    ///
+    /// # Errors
+    ///
+    /// Where its exit status is not 0.
+    pub fn attempt(&self, args: &[&str]) -> Result<String, String> {
         // "token create" and its like are two words.
-        let words = if matches!(args[0], "token" | "log" | "bundle") { 2 } else { 1 };
+        let words = if matches!(args[0], "token" | "log" | "bundle" | "rotate") { 2 } else { 1 };
         let (command, options) = args.split_at(words);
         let output = self.pod.output(SIDECAR, "outrigger-ca", &[command, &["--dir", self.dir()], options].concat());
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "outrigger-ca {}: {}: {out}{err}", args.join(" "), output.status);
-        out.trim_end().to_owned()
+        if output.status.success() {
+            Ok(out.trim_end().to_owned())
+        } else {
+            Err(format!("{}: {out}{err}", output.status))
+        }
     }
 
     fn dir(&self) -> &str {
