@@ -65,10 +65,10 @@ impl RequestedKey {
         if !allowed {
             return Err(RequestError::KeyKind);
         }
+        csr.verify_signature().map_err(|_| RequestError::Signature)?;
         if !signature_is_der(&der) {
             return Err(unreadable("its signature is not DER, or not ECDSA with SHA-256 or SHA-384 or Ed25519"));
         }
-        csr.verify_signature().map_err(|_| RequestError::Signature)?;
         let key = SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| RequestError::KeyKind)?;
         if key.subject_public_key_info() != spki.raw {
             return Err(unreadable("its key is not DER"));
