@@ -1,12 +1,14 @@
-//! Compiles the wire format. protox is a protobuf compiler in Rust, so nobody needs `protoc`.
+//! Compiles the wire formats. protox is a protobuf compiler in Rust, so nobody needs `protoc`.
 
 use std::error::Error;
 
-const PROTO: &str = "proto/istio_ca.proto";
+const PROTOS: [&str; 2] = ["proto/istio_ca.proto", "proto/workload.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed={PROTO}");
-    let descriptors = protox::compile([PROTO], ["proto"])?;
+    for proto in PROTOS {
+        println!("cargo:rerun-if-changed={proto}");
+    }
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)

@@ -21,3 +21,4 @@ mod streams;
 mod timeouts;
 mod tproxy;
 mod trust;
+mod workload_api;

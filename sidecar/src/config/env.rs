@@ -36,6 +36,8 @@ const TABLE: &[(&str, Set)] = &[
     ("log.format", |c, _, v| set(&mut c.log.format, word(v))),
     ("identity.dir", |c, _, v| set(&mut c.identity.dir, Ok(v.into()))),
     ("identity.trust_domain", |c, _, v| set(&mut c.identity.trust_domain, word(v).map(Some))),
+    ("identity.workload_api", |c, _, v| set(&mut c.identity.workload_api, word(v).map(Some))),
+    ("identity.id", |c, _, v| set(&mut c.identity.id, word(v).map(Some))),
     ("identity.ca.address", |_, ca, v| set(&mut ca.address, word(v).map(Some))),
     ("identity.ca.bundle", |_, ca, v| set(&mut ca.bundle, Ok(Some(v.into())))),
     ("identity.ca.token_file", |_, ca, v| set(&mut ca.token_file, Ok(Some(v.into())))),

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use outrigger_identity::{SpiffeId, TrustDomain};
+use outrigger_identity::{SpiffeId, TrustDomain, workload_api::Endpoint};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use env::variables;
@@ -97,8 +97,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where the certificate comes from. With `ca` set the sidecar enrols there and keeps the result in `dir`; without
-/// it the files in `dir` are somebody else's to renew, and are read again when they change.
+/// Where the certificate comes from. With `ca` set the sidecar enrols there and keeps the result in `dir`; with
+/// `workload_api` an agent gives it, and nothing is kept; without both the files in `dir` are somebody else's to renew, and
+/// are read again when they change.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentityConfig {
@@ -108,6 +109,11 @@ pub struct IdentityConfig {
     pub dir: PathBuf,
     /// The CA to enrol with and to renew from.
     pub ca: Option<CaConfig>,
+    /// The SPIFFE Workload API of an agent on this machine, SPIRE's for one: `unix:///run/spire/agent.sock`, or
+    /// `tcp://127.0.0.1:8000`. Not together with `ca`.
+    pub workload_api: Option<Endpoint>,
+    /// Which of several identities that the Workload API gives. Default: its first.
+    pub id: Option<SpiffeId>,
     /// The trust domain that peers must belong to. Default: that of our own certificate.
     pub trust_domain: Option<TrustDomain>,
 }
@@ -456,7 +462,13 @@ impl Default for LogConfig {
 
 impl Default for IdentityConfig {
     fn default() -> Self {
-        Self { dir: PathBuf::from("/var/lib/outrigger/identity"), ca: None, trust_domain: None }
+        Self {
+            dir: PathBuf::from("/var/lib/outrigger/identity"),
+            ca: None,
+            workload_api: None,
+            id: None,
+            trust_domain: None,
+        }
     }
 }
 

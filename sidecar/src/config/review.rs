@@ -1,6 +1,13 @@
 //! What a right configuration would still stumble over on this host, for `check`.
 
-use std::{fs, io::ErrorKind, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt},
+    path::Path,
+};
+
+use outrigger_identity::workload_api::Endpoint;
 
 use super::Config;
 use crate::route::Routes;
@@ -8,9 +15,10 @@ use crate::route::Routes;
 impl Config {
     /// The configuration in one line.
     pub fn summary(&self) -> String {
-        let certificate = match &self.identity.ca {
-            Some(ca) => format!("certificate from {}", ca.address),
-            None => format!("certificate from {}", self.identity.dir.display()),
+        let certificate = match (&self.identity.ca, &self.identity.workload_api) {
+            (Some(ca), _) => format!("certificate from {}", ca.address),
+            (None, Some(endpoint)) => format!("certificate from {endpoint}"),
+            (None, None) => format!("certificate from {}", self.identity.dir.display()),
         };
         let mode = match self.inbound.mode {
             super::InboundMode::Strict => "strict",
@@ -31,6 +39,22 @@ impl Config {
     /// do about it. Looks at the file system, but reads no key.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        match &self.identity.workload_api {
+            Some(endpoint) => warnings.extend(socket_warning(endpoint)),
+            None => self.file_warnings(&mut warnings),
+        }
+        if !self.admin.address.ip().is_loopback() {
+            warnings.push(format!(
+                "admin.address {} is not loopback: whoever reaches it can read this configuration and stop the sidecar; \
+                 use 127.0.0.1",
+                self.admin.address
+            ));
+        }
+        self.route_warnings(&mut warnings);
+        warnings
+    }
+
+    fn file_warnings(&self, warnings: &mut Vec<String>) {
         let dir = &self.identity.dir;
         let files = ["cert.pem", "key.pem", "bundle.pem"].map(|name| dir.join(name));
         let missing: Vec<_> =
@@ -57,15 +81,6 @@ impl Config {
         {
             warnings.push(format!("{}: mode {key:04o} lets others read the key; use chmod 0600", files[1].display()));
         }
-        if !self.admin.address.ip().is_loopback() {
-            warnings.push(format!(
-                "admin.address {} is not loopback: whoever reaches it can read this configuration and stop the sidecar; \
-                 use 127.0.0.1",
-                self.admin.address
-            ));
-        }
-        self.route_warnings(&mut warnings);
-        warnings
     }
 
     /// What of the routes no request can ever take, and what no request can survive.
@@ -85,6 +100,16 @@ impl Config {
             }
         }
     }
+}
+
+fn socket_warning(endpoint: &Endpoint) -> Option<String> {
+    let Endpoint::Unix(path) = endpoint else { return None };
+    let why = match fs::metadata(path) {
+        Ok(facts) if facts.file_type().is_socket() => return None,
+        Ok(_) => "it is no socket".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Some(format!("identity.workload_api {}: {why}; start the agent, or mount its socket here", path.display()))
 }
 
 fn token_warning(file: Option<&Path>) -> Option<String> {

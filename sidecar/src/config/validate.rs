@@ -115,6 +115,14 @@ impl Check {
         if config.identity.dir.as_os_str().is_empty() {
             self.issue("identity.dir", "the folder has no name", "give a folder, or leave the field out");
         }
+        if config.identity.workload_api.is_some() && config.identity.ca.is_some() {
+            let message = "the certificate cannot come from a Workload API and from a CA";
+            self.issue("identity.workload_api", message, "remove it, or identity.ca");
+        }
+        if config.identity.workload_api.is_none() && config.identity.id.is_some() {
+            let message = "only a Workload API has several identities to choose from";
+            self.issue("identity.id", message, "remove it, or set identity.workload_api");
+        }
         let Some(ca) = &config.identity.ca else { return };
         let paths = [("identity.ca.bundle", Some(&ca.bundle)), ("identity.ca.token_file", ca.token_file.as_ref())];
         for (path, file) in paths {

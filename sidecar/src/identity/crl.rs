@@ -104,9 +104,11 @@ impl RevocationLists {
         let ders = CertificateRevocationListDer::pem_slice_iter(pem)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| CrlError::NotPem(e.to_string()))?;
-        if ders.is_empty() {
-            return Err(CrlError::Empty);
-        }
+        if ders.is_empty() { Err(CrlError::Empty) } else { Self::from_der(ders) }
+    }
+
+    /// Reads lists; there need not be any.
+    pub fn from_der(ders: Vec<CertificateRevocationListDer<'static>>) -> Result<Self, CrlError> {
         let read =
             |(at, der)| RevocationList::read(der).map(Arc::new).map_err(|why| CrlError::Bad { number: at + 1, why });
         ders.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Self)

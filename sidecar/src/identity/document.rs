@@ -115,7 +115,7 @@ impl BundleDocument {
 
 /// A URI name of a root that is not our trust domain. A root need not have one; one that has may belong to us alone, because
 /// bundles of trust domains are never merged.
-fn foreign(root: &CertificateDer<'_>, ours: &TrustDomain) -> Option<String> {
+pub(super) fn foreign(root: &CertificateDer<'_>, ours: &TrustDomain) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(root).ok()?;
     let names = certificate.subject_alternative_name().ok()??;
     let ours = format!("spiffe://{ours}");

@@ -210,25 +210,55 @@ pub(super) fn parse(
 ) -> Result<Identity, IdentityError> {
     let (cert_path, key_path) = (dir.join("cert.pem"), dir.join("key.pem"));
     let content = |path: &Path, why: String| IdentityError::Content { path: path.to_owned(), why };
+    let unusable = |why: String| content(&key_path, format!("holds no usable private key: {why}; issue it again"));
     let chain = CertificateDer::pem_slice_iter(&material.chain_pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| content(&cert_path, format!("is not PEM: {e}; issue it again")))?;
-    let Some(leaf) = chain.first() else {
-        return Err(content(&cert_path, "holds no certificate; issue it again".to_owned()));
-    };
-    let certificate = WorkloadCertificate::parse(leaf)
-        .map_err(|fault| IdentityError::Certificate { path: cert_path.clone(), fault })?;
-    let bundle = parse_bundle(&material.bundle_pem, dir)?;
+    let bundle = parse_bundle(&material.bundle_pem, dir);
+    let key = PrivateKeyDer::from_pem_slice(&material.key_pem).map_err(|e| unusable(e.to_string()));
+    // What is wrong with the certificate is said first.
+    if let Some(leaf) = chain.first() {
+        let fault = |fault| IdentityError::Certificate { path: cert_path.clone(), fault };
+        WorkloadCertificate::parse(leaf).map_err(fault)?;
+    }
+    assemble(chain, key?, bundle?, trust_domain).map_err(|misfit| match misfit {
+        Misfit::Empty => content(&cert_path, "holds no certificate; issue it again".to_owned()),
+        Misfit::Certificate(fault) => IdentityError::Certificate { path: cert_path.clone(), fault },
+        Misfit::Key(why) => unusable(why),
+        Misfit::OtherKey => IdentityError::KeyMismatch { certificate: cert_path.clone(), key: key_path.clone() },
+        Misfit::Chain(why) => content(&cert_path, format!("cannot be used: {why}; issue it again")),
+    })
+}
 
-    let unusable = |why: String| content(&key_path, format!("holds no usable private key: {why}; issue it again"));
-    let key = PrivateKeyDer::from_pem_slice(&material.key_pem).map_err(|e| unusable(e.to_string()))?;
-    let key = provider().key_provider.load_private_key(key).map_err(|e| unusable(e.to_string()))?;
+/// Why parts do not make an identity.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Misfit {
+    #[error("its chain holds no certificate")]
+    Empty,
+    #[error("it cannot be our identity: {0}")]
+    Certificate(CertificateFault),
+    #[error("its private key cannot be used: {0}")]
+    Key(String),
+    #[error("its private key is of another certificate")]
+    OtherKey,
+    #[error("its certificate cannot be used: {0}")]
+    Chain(String),
+}
+
+/// Makes an identity of its parts. Neither dates nor the path to a root are judged.
+pub(super) fn assemble(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    bundle: TrustBundle,
+    trust_domain: Option<&TrustDomain>,
+) -> Result<Identity, Misfit> {
+    let leaf = chain.first().ok_or(Misfit::Empty)?;
+    let certificate = WorkloadCertificate::parse(leaf).map_err(Misfit::Certificate)?;
+    let key = provider().key_provider.load_private_key(key).map_err(|e| Misfit::Key(e.to_string()))?;
     let key = CertifiedKey::new(chain, key);
     key.keys_match().map_err(|e| match e {
-        TlsError::InconsistentKeys(_) => {
-            IdentityError::KeyMismatch { certificate: cert_path.clone(), key: key_path.clone() }
-        }
-        other => content(&cert_path, format!("cannot be used: {other}; issue it again")),
+        TlsError::InconsistentKeys(_) => Misfit::OtherKey,
+        other => Misfit::Chain(other.to_string()),
     })?;
     Ok(Identity {
         trust_domain: trust_domain.cloned().unwrap_or_else(|| certificate.id.trust_domain()),

@@ -3,8 +3,9 @@
 //! One task on the control runtime owns all of it and publishes each new [`Identity`] as a snapshot; workers read the snapshot
 //! when they make a connection. A connection keeps the identity that it was made with, so a renewal drops nothing.
 //!
-//! - Without `identity.ca` the files in `identity.dir` are somebody else's: they are read, watched and read again.
-//! - With it they are ours: enrolled with a token, renewed at half of their life with the certificate itself, kept across
+//! - With neither of the two below, the files in `identity.dir` are somebody else's: they are read, watched and read again.
+//! - With `identity.workload_api` there are no files: an agent on this machine gives everything, see `workload.rs`.
+//! - With `identity.ca` the files are ours: enrolled with a token, renewed at half of their life with the certificate itself, kept across
 //!   restarts. The rules of retrying stand in `enrol.rs`.
 //!
 //! What the identity trusts is part of it: the roots with their marks, and the revocation lists. They come from the files, and
@@ -17,6 +18,7 @@ mod certificate;
 mod crl;
 mod document;
 mod enrol;
+mod expiry;
 mod files;
 mod follow;
 mod provider;
@@ -30,7 +32,10 @@ mod tests_ca;
 mod tests_kept;
 #[cfg(test)]
 mod tests_trust;
+#[cfg(test)]
+mod tests_workload;
 mod trust;
+mod workload;
 
 use std::{
     fmt,
@@ -183,6 +188,11 @@ impl IdentityHandle {
 /// Loads the files once, then keeps the identity current from a task of the current runtime until the last handle
 /// is dropped. Never fails: what is wrong is logged, and in [`IdentityHandle::status`], until it is put right.
 pub fn start(config: &IdentityConfig) -> IdentityHandle {
+    if let Some(endpoint) = &config.workload_api {
+        let shared = Shared::new(format!("the Workload API at {endpoint}"));
+        let task = tokio::spawn(workload::Workload::new(config, endpoint.clone(), shared.clone()).run());
+        return IdentityHandle { shared, _task: Arc::new(AbortOnDrop(Some(task))) };
+    }
     let ca = config.ca.clone().map(|ca| enrol::Enroller::new(ca, Arc::new(enrol::GrpcCa)));
     start_with(config, ca, Arc::new(SystemTime::now))
 }

@@ -15,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 use super::{
     Clock, Identity, IdentityError, NotValidNow, Shared, TrustBundle,
     enrol::{Attempt, AttemptError, Enroller, Issued},
+    expiry::Expiry,
     files::{self, Fingerprint, Loaded, Material},
     follow::Reading,
     trust::Trust,
@@ -25,9 +26,6 @@ use crate::config::IdentityConfig;
 /// How often files and deadlines are looked at. Four `stat` calls a second cost nothing; inotify would miss the symlink swaps
 /// of Kubernetes and everything on network file systems.
 pub(super) const TICK: Duration = Duration::from_secs(1);
-/// A certificate from files that has less than this share of its life left is warned about: nobody has renewed it.
-const UNRENEWED: f64 = 0.25;
-
 /// Smaller steps back of the wall clock change no plan worth naming.
 const CLOCK_STEP: Duration = Duration::from_secs(60);
 
@@ -49,14 +47,8 @@ pub(super) struct Source {
     // The error of a reload, until the files have been still for a tick: who replaces three files one after another passes
     // through states that do not match, and that is no news.
     unsettled: Option<IdentityError>,
-    expiry_said: Option<Expiry>,
+    expiry: Expiry,
     last_tick: SystemTime,
-}
-
-#[derive(PartialEq, Eq, Clone, Copy)]
-enum Expiry {
-    Soon,
-    Over,
 }
 
 impl Source {
@@ -73,7 +65,7 @@ impl Source {
             seen: [None; 3],
             young: true,
             unsettled: None,
-            expiry_said: None,
+            expiry: Expiry::default(),
             last_tick: SystemTime::UNIX_EPOCH,
         }
     }
@@ -320,7 +312,7 @@ impl Source {
         notes.file_error = None;
         drop(notes);
         self.unsettled = None;
-        self.expiry_said = None;
+        self.expiry = Expiry::default();
         self.current = Some((identity.clone(), material));
         self.shared.publish(identity);
     }
@@ -361,29 +353,14 @@ impl Source {
         self.last_tick = now;
     }
 
-    /// Says once for each identity that it nears its end, and that it has reached it.
     fn check_expiry(&mut self, now: SystemTime) {
         let Some((identity, _)) = &self.current else { return };
-        match identity.check_valid(now) {
-            Err(why @ NotValidNow::Expired { .. }) if self.expiry_said != Some(Expiry::Over) => {
-                self.expiry_said = Some(Expiry::Over);
-                tracing::error!("{why}; every new mesh connection is refused until there is a new one");
-            }
-            Ok(()) if self.expiry_said.is_none() => {
-                let life = identity.not_after.duration_since(identity.not_before).unwrap_or_default();
-                let left = identity.not_after.duration_since(now).unwrap_or_default();
-                if left.as_secs_f64() < life.as_secs_f64() * UNRENEWED {
-                    self.expiry_said = Some(Expiry::Soon);
-                    let whose = if self.enroller.is_some() {
-                        "renewals have failed so far, see last_error in /certs"
-                    } else {
-                        "nobody has replaced the files yet"
-                    };
-                    tracing::warn!(serial = %identity.serial, "our own certificate expires in {}; {whose}", words_for(left));
-                }
-            }
-            _ => {}
-        }
+        let whose = if self.enroller.is_some() {
+            "renewals have failed so far, see last_error in /certs"
+        } else {
+            "nobody has replaced the files yet"
+        };
+        self.expiry.check(identity, now, whose);
     }
 
     fn fingerprints(&self) -> Fingerprints {

@@ -166,7 +166,7 @@ impl World {
             token_file: Some(dir.path().join("token")),
             ttl: None,
         };
-        let config = IdentityConfig { dir: dir.path().join("identity"), ca: Some(ca), trust_domain: None };
+        let config = IdentityConfig { dir: dir.path().join("identity"), ca: Some(ca), ..IdentityConfig::default() };
         let ca = Arc::new(FakeCa {
             pki,
             publishes: Mutex::default(),

@@ -277,7 +277,7 @@ impl Source {
 }
 
 /// The issuer of a list that one of our own roots or intermediates did not sign, though it names it.
-fn forged(lists: &RevocationLists, bundle: &TrustBundle, identity: &Identity) -> Option<String> {
+pub(super) fn forged(lists: &RevocationLists, bundle: &TrustBundle, identity: &Identity) -> Option<String> {
     let own: Vec<_> = identity
         .key
         .cert

@@ -5,6 +5,7 @@
 //! the thread that made it, and every process is told by the kernel to die with that thread. Only the folder of logs
 //! stays after a SIGKILL; the next run removes it.
 
+pub mod agent;
 pub mod client;
 pub mod dns;
 mod faults;
