@@ -60,6 +60,7 @@ async fn enrol_until(
             credential: credential.clone(),
             csr_pem: csr.as_str(),
             ttl: Some(Duration::from_secs(3_600)),
+            cluster_id: None,
         };
         match enrol(request).await {
             Ok(enrolled) => {

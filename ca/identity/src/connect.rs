@@ -9,7 +9,10 @@ use rustls::{
 };
 use tokio::{net::TcpStream, time::timeout};
 
-use super::enrol_error::{EnrolCause, find_tls, tls_cause};
+use super::{
+    dial,
+    enrol_error::{EnrolCause, find_tls, tls_cause},
+};
 
 /// Limit of TCP connect and TLS handshake together. Istio's agent uses 10 s for both too.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +44,8 @@ impl<'a> Dial<'a> {
     /// Connects within [`CONNECT_TIMEOUT`].
     pub(super) async fn connect(&self) -> Result<tokio_rustls::client::TlsStream<TcpStream>, EnrolCause> {
         let connect = async {
-            let tcp = TcpStream::connect(self.address).await.map_err(EnrolCause::Connect)?;
+            let addresses = tokio::net::lookup_host(self.address).await.map_err(EnrolCause::Connect)?;
+            let tcp = dial::first_of(addresses.collect()).await.map_err(EnrolCause::Connect)?;
             let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
             connector.connect(self.name.clone(), tcp).await.map_err(|e| match find_tls(&e) {
                 Some(tls) => tls_cause(tls, self.host),

@@ -64,6 +64,8 @@ pub struct EnrolRequest<'a> {
     pub csr_pem: &'a str,
     /// The lifetime wished for; `None` leaves it to the CA. Whole seconds count.
     pub ttl: Option<Duration>,
+    /// The cluster in which the caller runs, for istiod; sent as the metadata `clusterid`, as Istio's agents do.
+    pub cluster_id: Option<&'a str>,
 }
 
 /// What a successful enrolment brings.
@@ -136,6 +138,11 @@ async fn call(
     if let Some(token) = token {
         message.metadata_mut().insert("authorization", token);
     }
+    if let Some(cluster) = request.cluster_id {
+        let why = "identity.ca.cluster_id holds characters that no cluster's name has";
+        let cluster = cluster.parse().map_err(|_| EnrolCause::Credential(why.to_owned()))?;
+        message.metadata_mut().insert("clusterid", cluster);
+    }
     let answer = client.create_certificate(message).await;
     drop(connection);
     match answer {
@@ -159,42 +166,43 @@ fn bearer(credential: &Credential) -> Result<Option<MetadataValue<Ascii>>, Enrol
     Ok(Some(value))
 }
 
-/// Splits the answer into chain and root, after checking that it is for the key that was asked for.
+/// Splits the answer into chain and roots, after checking that it is for the key that was asked for. The roots are the last
+/// string (istio.io/api security/v1alpha1/ca.proto); istiod may put several certificates into one string, the intermediates
+/// as well as the roots.
 fn check_response(chain: &[String], csr_pem: &str) -> Result<Enrolled, EnrolCause> {
     let bad = |why: &str| EnrolCause::Response(why.to_owned());
-    let (root, certificates) = chain.split_last().ok_or_else(|| bad("it holds no certificate"))?;
+    let (roots, certificates) = chain.split_last().ok_or_else(|| bad("it holds no certificate"))?;
     if certificates.is_empty() {
-        return Err(bad("it holds one certificate, where a leaf and a root belong"));
+        return Err(bad("it holds one string, where a leaf and a root belong, each in its own"));
     }
-    let mut parsed = Vec::with_capacity(chain.len());
-    for pem in chain {
-        let mut each = CertificateDer::pem_slice_iter(pem.as_bytes());
-        match (each.next(), each.next()) {
-            (Some(Ok(der)), None) => parsed.push(der),
-            _ => return Err(bad("a string in it is not exactly one PEM certificate")),
-        }
-    }
+    let certificates = certificates.iter().map(|pem| read(pem)).collect::<Result<Vec<_>, _>>()?.concat();
+    let roots = read(roots)?;
+    let Some(leaf) = certificates.first() else { return Err(bad("it holds no leaf")) };
     let csr = CertificateSigningRequestDer::from_pem_slice(csr_pem.as_bytes())
         .map_err(|e| EnrolCause::Credential(format!("the certificate request is not PEM: {e}")))?;
     let (_, csr) = X509CertificationRequest::from_der(&csr)
         .map_err(|e| EnrolCause::Credential(format!("the certificate request cannot be read: {e}")))?;
-    let (_, certificate) =
-        X509Certificate::from_der(&parsed[0]).map_err(|_| bad("its first certificate cannot be read"))?;
+    let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| bad("its first certificate cannot be read"))?;
     if certificate.public_key().raw != csr.certification_request_info.subject_pki.raw {
         return Err(bad("its certificate is for another key than the request's"));
     }
-    let mut chain_pem = String::new();
-    for certificate in certificates {
-        push_pem(&mut chain_pem, certificate);
-    }
-    let mut roots_pem = String::new();
-    push_pem(&mut roots_pem, root);
-    Ok(Enrolled { chain_pem, roots_pem })
+    Ok(Enrolled { chain_pem: to_pem(&certificates), roots_pem: to_pem(&roots) })
 }
 
-fn push_pem(out: &mut String, pem: &str) {
-    out.push_str(pem.trim_end());
-    out.push('\n');
+/// The certificates of one string of an answer: at least one.
+fn read(pem: &str) -> Result<Vec<CertificateDer<'static>>, EnrolCause> {
+    let ders = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    match ders {
+        Ok(ders) if !ders.is_empty() => Ok(ders),
+        _ => Err(EnrolCause::Response("a string in it is no PEM certificate".to_owned())),
+    }
+}
+
+/// PEM with LF at the end of each line.
+fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    let encode = |der: &CertificateDer<'_>| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), config);
+    certificates.iter().map(encode).collect()
 }
 
 #[cfg(test)]
@@ -217,14 +225,21 @@ mod tests {
             let chain: Vec<String> = chain.iter().map(|s| (*s).clone()).collect();
             check_response(&chain, csr.as_str())
         };
+        let lf = |pem: &str| pem.replace('\r', "");
         let good = check(&[&mine, &other]).unwrap();
-        assert_eq!((good.chain_pem, good.roots_pem), (mine.clone(), other.clone()));
+        assert_eq!((good.chain_pem, good.roots_pem), (lf(&mine), lf(&other)));
+        // As istiod may send it: intermediates in one string, and several roots.
+        let two = format!("{other}{mine}");
+        let good = check(&[&mine, &two, &two]).unwrap();
+        assert_eq!((good.chain_pem, good.roots_pem), (lf(&format!("{mine}{two}")), lf(&two)));
         for (bad, words) in [
             (vec![], "no certificate"),
-            (vec![&mine], "one certificate"),
+            (vec![&mine], "one string"),
+            (vec![&format!("{mine}{other}")], "one string"),
             (vec![&other, &other], "another key"),
-            (vec![&mine, &format!("{other}{other}")], "exactly one PEM"),
-            (vec![&mine, &"hello".to_owned()], "exactly one PEM"),
+            (vec![&format!("{other}{mine}"), &other], "another key"),
+            (vec![&mine, &"hello".to_owned()], "no PEM certificate"),
+            (vec![&mine, &String::new(), &other], "no PEM certificate"),
         ] {
             let error = check(&bad).unwrap_err().to_string();
             assert!(error.contains(words), "{error} does not say {words:?}");
@@ -236,7 +251,14 @@ mod tests {
         let (_, csr) = new_key_and_csr(None).unwrap();
         let ask = |address: &'static str, bundle: &'static str, token: &str| {
             let credential = Credential::Token(token.to_owned());
-            enrol(EnrolRequest { address, bundle_pem: bundle, credential, csr_pem: csr.as_str(), ttl: None })
+            enrol(EnrolRequest {
+                address,
+                bundle_pem: bundle,
+                credential,
+                csr_pem: csr.as_str(),
+                ttl: None,
+                cluster_id: None,
+            })
         };
         let error = ask("ca.mesh", "", "t").await.unwrap_err();
         assert!(matches!(error.cause, EnrolCause::Address(_)) && error.is_permanent(), "{error}");

@@ -7,6 +7,7 @@
 mod alert;
 mod connect;
 pub mod csr;
+mod dial;
 pub mod documents;
 pub mod enrol;
 mod enrol_error;

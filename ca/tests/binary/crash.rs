@@ -57,7 +57,14 @@ async fn call(
             let Ok(to) = address.wait_for(Option::is_some).await.map(|to| to.clone().unwrap()) else { return };
             let (key, csr) = new_key_and_csr(None).unwrap();
             let (bundle_pem, csr_pem) = (bundle.as_str(), csr.as_str());
-            let asked = EnrolRequest { address: &to, bundle_pem, credential: credential.clone(), csr_pem, ttl: None };
+            let asked = EnrolRequest {
+                address: &to,
+                bundle_pem,
+                credential: credential.clone(),
+                csr_pem,
+                ttl: None,
+                cluster_id: None,
+            };
             match enrol(asked).await {
                 Ok(enrolled) => {
                     let pem = leaf(&enrolled.chain_pem);

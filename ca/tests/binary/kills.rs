@@ -25,7 +25,7 @@ fn enrolling(
     async move {
         let (_, csr) = new_key_and_csr(None).unwrap();
         let (bundle_pem, csr_pem, credential) = (bundle.as_str(), csr.as_str(), Credential::Token(token));
-        enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None }).await
+        enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None, cluster_id: None }).await
     }
 }
 

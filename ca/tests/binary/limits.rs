@@ -63,7 +63,8 @@ async fn nobody_gets_a_longer_life_than_the_server_allows() {
         let (server, bundle, token) = (ca.serve_with(options), ca.bundle(), ca.token(ID));
         let (credential, ttl) = (Credential::Token(token), wished.map(Duration::from_secs));
         let address = &server.address;
-        let request = EnrolRequest { address, bundle_pem: &bundle, credential, csr_pem: csr.as_str(), ttl };
+        let request =
+            EnrolRequest { address, bundle_pem: &bundle, credential, csr_pem: csr.as_str(), ttl, cluster_id: None };
         let pem = leaf(&enrol(request).await.unwrap().chain_pem);
         let validity = pem.parse_x509().unwrap().validity().clone();
         // Backdated by a minute.
@@ -96,7 +97,14 @@ async fn a_thousand_sidecars_that_start_at_once_behind_one_address_are_all_serve
         let (bundle, csr, address) = (Arc::clone(&bundle), Arc::clone(&csr), server.address.clone());
         herd.spawn(async move {
             let credential = Credential::Token(token);
-            let request = EnrolRequest { address: &address, bundle_pem: &bundle, credential, csr_pem: &csr, ttl: None };
+            let request = EnrolRequest {
+                address: &address,
+                bundle_pem: &bundle,
+                credential,
+                csr_pem: &csr,
+                ttl: None,
+                cluster_id: None,
+            };
             enrol(request).await.map(drop)
         });
     }

@@ -150,7 +150,15 @@ impl Ca {
 
 async fn ask(server: &Server, bundle: &str, credential: Credential, csr: &str) -> Result<Enrolled, EnrolError> {
     let ttl = Some(Duration::from_secs(3600));
-    enrol(EnrolRequest { address: &server.address, bundle_pem: bundle, credential, csr_pem: csr, ttl }).await
+    enrol(EnrolRequest {
+        address: &server.address,
+        bundle_pem: bundle,
+        credential,
+        csr_pem: csr,
+        ttl,
+        cluster_id: None,
+    })
+    .await
 }
 
 fn leaf(chain_pem: &str) -> Pem {
@@ -280,7 +288,14 @@ async fn both_sides_refuse_strangers_with_the_right_words() {
 
     let address = server.address.replace("127.0.0.1", "localhost");
     let (bundle, credential) = (ca.bundle(), Credential::Token(token.clone()));
-    let request = EnrolRequest { address: &address, bundle_pem: &bundle, credential, csr_pem: csr.as_str(), ttl: None };
+    let request = EnrolRequest {
+        address: &address,
+        bundle_pem: &bundle,
+        credential,
+        csr_pem: csr.as_str(),
+        ttl: None,
+        cluster_id: None,
+    };
     let error = enrol(request).await.unwrap_err();
     assert!(matches!(error.cause, EnrolCause::WrongName { .. }), "{error}");
 
@@ -305,7 +320,14 @@ async fn both_sides_refuse_strangers_with_the_right_words() {
     drop(there);
     let bundle = other.bundle();
     let credential = Credential::Token("ojt_1".into());
-    let request = EnrolRequest { address: &gone, bundle_pem: &bundle, credential, csr_pem: csr.as_str(), ttl: None };
+    let request = EnrolRequest {
+        address: &gone,
+        bundle_pem: &bundle,
+        credential,
+        csr_pem: csr.as_str(),
+        ttl: None,
+        cluster_id: None,
+    };
     let error = enrol(request).await.unwrap_err();
     assert!(matches!(error.cause, EnrolCause::Connect(_)) && !error.is_permanent(), "{error}");
 }

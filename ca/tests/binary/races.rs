@@ -23,7 +23,8 @@ async fn race(
         let (address, bundle) = (server.address.clone(), bundle.to_owned());
         race.spawn(async move {
             let (bundle_pem, csr_pem) = (bundle.as_str(), csr.as_str());
-            enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None }).await
+            enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None, cluster_id: None })
+                .await
         });
     }
     race.join_all().await

@@ -85,7 +85,7 @@ fn serial(chain_pem: &str) -> String {
 
 async fn enrolling(address: &str, bundle: &str, token: &str, csr: &str) -> Result<Enrolled, EnrolError> {
     let credential = Credential::Token(token.to_owned());
-    enrol(EnrolRequest { address, bundle_pem: bundle, credential, csr_pem: csr, ttl: None }).await
+    enrol(EnrolRequest { address, bundle_pem: bundle, credential, csr_pem: csr, ttl: None, cluster_id: None }).await
 }
 
 #[test]

@@ -162,7 +162,7 @@ async fn a_server_that_is_told_to_stop_is_not_ready_and_finishes_what_is_under_w
     let caller = tokio::spawn(async move {
         let (_, csr) = new_key_and_csr(None).unwrap();
         let (bundle_pem, csr_pem, credential) = (bundle.as_str(), csr.as_str(), Credential::Token(token));
-        enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None }).await
+        enrol(EnrolRequest { address: &address, bundle_pem, credential, csr_pem, ttl: None, cluster_id: None }).await
     });
     sleep(Duration::from_millis(700)).await;
     let pid = nix::unistd::Pid::from_raw(server.child.id() as i32);

@@ -371,9 +371,9 @@ pub(crate) const HOSTILE: &[Hostile] = hostile! {
     "a CA behind a leaf's extensions": ["leaf_not_ca", "path"], "ca_certificate", Gate::Handshake, |pki| pki.with_extensions(CA_TRUE);
     "an extension that is no sequence": ["readable", "path"], "malformed", Gate::Handshake,
         |pki| pki.with_extensions(&[0x04, 0x01, 0x00]);
-    "signed with SHA-1": ["path"], "malformed", Gate::Handshake,
+    "signed with SHA-1": ["path"], "signature_algorithm", Gate::Handshake,
         |pki| pki.rewritten(ECDSA_SHA1, |fields| fields[2] = ECDSA_SHA1.to_vec());
-    "signed with MD5": ["path"], "malformed", Gate::Handshake,
+    "signed with MD5": ["path"], "signature_algorithm", Gate::Handshake,
         |pki| pki.rewritten(RSA_MD5, |fields| fields[2] = RSA_MD5.to_vec());
     "one algorithm inside and another outside": ["path"], "malformed", Gate::Handshake,
         |pki| pki.rewritten(ECDSA_SHA256, |fields| fields[2] = RSA_MD5.to_vec());

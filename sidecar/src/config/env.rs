@@ -25,6 +25,7 @@ struct Ca {
     bundle: Option<PathBuf>,
     token_file: Option<PathBuf>,
     ttl: Option<HumanDuration>,
+    cluster_id: Option<String>,
 }
 
 type Set = fn(&mut Config, &mut Ca, &str) -> Result<(), String>;
@@ -42,6 +43,7 @@ const TABLE: &[(&str, Set)] = &[
     ("identity.ca.bundle", |_, ca, v| set(&mut ca.bundle, Ok(Some(v.into())))),
     ("identity.ca.token_file", |_, ca, v| set(&mut ca.token_file, Ok(Some(v.into())))),
     ("identity.ca.ttl", |_, ca, v| set(&mut ca.ttl, word(v).map(Some))),
+    ("identity.ca.cluster_id", |_, ca, v| set(&mut ca.cluster_id, Ok(Some(v.to_owned())))),
     ("inbound.port", |c, _, v| set(&mut c.inbound.port, number(v))),
     ("inbound.interception", |c, _, v| set(&mut c.inbound.interception, word(v))),
     ("inbound.mode", |c, _, v| set(&mut c.inbound.mode, word(v))),
@@ -137,23 +139,25 @@ pub(super) fn apply(
 impl Ca {
     /// Puts these values into `config`, or gives the path of one of them and of the one that it needs.
     fn merge(self, config: &mut Config) -> Option<(&'static str, &'static str)> {
-        let Self { address, bundle, token_file, ttl } = self;
+        let Self { address, bundle, token_file, ttl, cluster_id } = self;
         if let Some(ca) = &mut config.identity.ca {
             ca.address = address.unwrap_or_else(|| ca.address.clone());
             ca.bundle = bundle.unwrap_or_else(|| ca.bundle.clone());
             ca.token_file = token_file.or_else(|| ca.token_file.take());
             ca.ttl = ttl.or(ca.ttl);
+            ca.cluster_id = cluster_id.or_else(|| ca.cluster_id.take());
             return None;
         }
         match (address, bundle) {
             (Some(address), Some(bundle)) => {
-                config.identity.ca = Some(CaConfig { address, bundle, token_file, ttl });
+                config.identity.ca = Some(CaConfig { address, bundle, token_file, ttl, cluster_id });
                 None
             }
             (Some(_), None) => Some(("identity.ca.address", "identity.ca.bundle")),
             (None, Some(_)) => Some(("identity.ca.bundle", "identity.ca.address")),
             (None, None) if token_file.is_some() => Some(("identity.ca.token_file", "identity.ca.address")),
             (None, None) if ttl.is_some() => Some(("identity.ca.ttl", "identity.ca.address")),
+            (None, None) if cluster_id.is_some() => Some(("identity.ca.cluster_id", "identity.ca.address")),
             (None, None) => None,
         }
     }

@@ -133,6 +133,9 @@ pub struct CaConfig {
     /// The lifetime to ask for, 1 minute to 30 days. Default: what the CA gives (24 h).
     #[serde(default)]
     pub ttl: Option<HumanDuration>,
+    /// Where istiod is the CA: the name of the cluster in which the workload runs, Istio's `CLUSTER_ID`.
+    #[serde(default)]
+    pub cluster_id: Option<String>,
 }
 
 /// Connections from peers to the workload.

@@ -130,6 +130,11 @@ impl Check {
                 self.issue(path, "the file has no name", "give the path of a file");
             }
         }
+        let printable = |id: &String| !id.is_empty() && id.len() <= 253 && id.bytes().all(|b| b.is_ascii_graphic());
+        if ca.cluster_id.as_ref().is_some_and(|id| !printable(id)) {
+            let message = "it is no name of a cluster";
+            self.issue("identity.ca.cluster_id", message, "give 1 to 253 printable ASCII characters without blanks");
+        }
         if let Some(ttl) = ca.ttl.filter(|ttl| !CERTIFICATE_TTL.contains(&ttl.get())) {
             let message = format!("{ttl} is not a lifetime that can be asked for");
             self.issue("identity.ca.ttl", message, "give 1m to 720h (30 days), or leave it to the CA");

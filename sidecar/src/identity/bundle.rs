@@ -18,7 +18,7 @@ use x509_parser::{
 };
 
 use super::{
-    certificate::system_time,
+    certificate::{algorithm_name, system_time},
     crl::{self, RevocationLists, Signer},
     provider::{provider, sha256},
 };
@@ -104,6 +104,9 @@ pub enum PathFault {
     /// The signature of the very CA that the certificate names does not fit.
     #[error("a signature in its path is wrong")]
     BadSignature,
+    /// Signed in a way that is not accepted, such as SHA-1.
+    #[error("a certificate of its path is signed by {0}, which is not accepted")]
+    SignatureAlgorithm(String),
     /// The leaf is a CA's certificate.
     #[error("it is a CA's certificate")]
     CaCertificate,
@@ -286,6 +289,9 @@ impl TrustBundle {
             // very key is meant has the certificate been tampered with.
             E::InvalidSignatureForPublicKey | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
                 if self.names_known_key(leaf, intermediates) { PathFault::BadSignature } else { PathFault::UnknownRoot }
+            }
+            E::UnsupportedSignatureAlgorithmContext(context) => {
+                PathFault::SignatureAlgorithm(algorithm_name(&context.signature_algorithm_id))
             }
             E::CaUsedAsEndEntity => PathFault::CaCertificate,
             E::EndEntityUsedAsCa => {

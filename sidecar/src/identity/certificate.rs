@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use outrigger_identity::{SpiffeError, SpiffeId};
 use rustls::pki_types::CertificateDer;
 use x509_parser::{
+    asn1_rs::Oid,
     prelude::{FromDer, GeneralName, X509Certificate},
     time::ASN1Time,
 };
@@ -135,4 +136,18 @@ pub(super) fn hex(bytes: &[u8]) -> String {
         }
         text
     })
+}
+/// A signature algorithm (the inside of its AlgorithmIdentifier) by its name, or by its object identifier.
+pub(super) fn algorithm_name(algorithm: &[u8]) -> String {
+    let Ok((_, oid)) = Oid::from_der(algorithm) else { return "something that has no name".to_owned() };
+    let name = match oid.to_id_string().as_str() {
+        "1.2.840.113549.1.1.4" => "RSA with MD5",
+        "1.2.840.113549.1.1.5" => "RSA with SHA-1",
+        "1.2.840.10045.4.1" => "ECDSA with SHA-1",
+        "1.2.840.10040.4.3" => "DSA with SHA-1",
+        "1.3.101.113" => "Ed448",
+        // Not as long as a peer likes.
+        other => return other.chars().take(64).collect(),
+    };
+    name.to_owned()
 }

@@ -306,6 +306,7 @@ impl Task {
             credential,
             csr_pem: csr.as_str(),
             ttl: self.config.ttl.map(|ttl| ttl.get()),
+            cluster_id: self.config.cluster_id.as_deref(),
         };
         let enrolled = self.ca.enrol(request).await?;
         let material = Material {

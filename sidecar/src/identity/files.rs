@@ -12,18 +12,16 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use outrigger_identity::TrustDomain;
-use rustls::{
-    Error as TlsError,
-    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
-    sign::CertifiedKey,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{BundleError, CertificateFault, CrlError, Identity, TrustBundle, Usage, WorkloadCertificate, provider};
+use super::{
+    BundleError, CertificateFault, CrlError, Identity, TrustBundle, WorkloadCertificate,
+    assemble::{Misfit, assemble},
+};
 
 /// The issuers' revocation lists.
 pub(super) const LISTS: &str = "crl.pem";
@@ -230,50 +228,6 @@ pub(super) fn parse(
     })
 }
 
-/// Why parts do not make an identity.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Misfit {
-    #[error("its chain holds no certificate")]
-    Empty,
-    #[error("it cannot be our identity: {0}")]
-    Certificate(CertificateFault),
-    #[error("its private key cannot be used: {0}")]
-    Key(String),
-    #[error("its private key is of another certificate")]
-    OtherKey,
-    #[error("its certificate cannot be used: {0}")]
-    Chain(String),
-}
-
-/// Makes an identity of its parts. Neither dates nor the path to a root are judged.
-pub(super) fn assemble(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    bundle: TrustBundle,
-    trust_domain: Option<&TrustDomain>,
-) -> Result<Identity, Misfit> {
-    let leaf = chain.first().ok_or(Misfit::Empty)?;
-    let certificate = WorkloadCertificate::parse(leaf).map_err(Misfit::Certificate)?;
-    let key = provider().key_provider.load_private_key(key).map_err(|e| Misfit::Key(e.to_string()))?;
-    let key = CertifiedKey::new(chain, key);
-    key.keys_match().map_err(|e| match e {
-        TlsError::InconsistentKeys(_) => Misfit::OtherKey,
-        other => Misfit::Chain(other.to_string()),
-    })?;
-    Ok(Identity {
-        trust_domain: trust_domain.cloned().unwrap_or_else(|| certificate.id.trust_domain()),
-        id: certificate.id,
-        dns_names: certificate.dns_names,
-        key: Arc::new(key),
-        bundle: Arc::new(bundle),
-        not_before: certificate.not_before,
-        not_after: certificate.not_after,
-        serial: certificate.serial,
-        issuer: certificate.issuer,
-        generation: 0,
-    })
-}
-
 pub(super) fn parse_bundle(pem: &[u8], dir: &Path) -> Result<TrustBundle, IdentityError> {
     TrustBundle::from_pem(pem).map_err(|fault| IdentityError::Bundle { path: dir.join("bundle.pem"), fault })
 }
@@ -294,30 +248,6 @@ pub(super) fn join_bundles(known: &[u8], more: &[u8]) -> Result<Vec<u8>, BundleE
 pub(super) fn read_bundle(dir: &Path) -> Result<(TrustBundle, Vec<u8>), IdentityError> {
     let pem = read(&dir.join("bundle.pem"))?;
     Ok((parse_bundle(&pem, dir)?, pem))
-}
-
-/// What works but is likely not meant.
-pub(super) fn doubts(identity: &Identity) -> Vec<String> {
-    let mut doubts = Vec::new();
-    if !identity.id.is_member_of(&identity.trust_domain) {
-        doubts.push(format!(
-            "our own id {} is not in the trust domain {} that we demand of peers; look at identity.trust_domain",
-            identity.id, identity.trust_domain
-        ));
-    }
-    if let Some((leaf, intermediates)) = identity.key.cert.split_first() {
-        // At a moment when the certificate itself is valid: its dates are judged elsewhere.
-        let since = identity.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        for usage in [Usage::Server, Usage::Client] {
-            if let Err(fault) = identity.bundle.verify(leaf, intermediates, UnixTime::since_unix_epoch(since), usage) {
-                doubts.push(format!(
-                    "our own certificate does not pass our own bundle ({fault}); peers with the same bundle refuse us, unless a change of roots is under way"
-                ));
-                break;
-            }
-        }
-    }
-    doubts
 }
 
 /// Reads a small file.

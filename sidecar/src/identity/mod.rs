@@ -13,6 +13,7 @@
 //!
 //! A bad reload or a failed renewal changes nothing and is loud. Only expiry ends an identity.
 
+mod assemble;
 mod bundle;
 mod certificate;
 mod crl;
@@ -20,6 +21,7 @@ mod document;
 mod enrol;
 mod expiry;
 mod files;
+mod folder;
 mod follow;
 mod provider;
 mod source;
@@ -70,9 +72,9 @@ pub struct Identity {
     pub key: Arc<CertifiedKey>,
     /// The roots that peers must chain to.
     pub bundle: Arc<TrustBundle>,
-    /// Beginning of the certificate's validity.
+    /// Beginning of the chain's validity: the latest of its certificates'.
     pub not_before: SystemTime,
-    /// End of the certificate's validity, inclusive.
+    /// End of the chain's validity, inclusive: the first of its certificates'.
     pub not_after: SystemTime,
     /// Serial number, lower-case hexadecimal.
     pub serial: String,

@@ -13,10 +13,10 @@ use outrigger_identity::{
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    Clock, Identity, IdentityError, NotValidNow, Shared, TrustBundle,
+    Clock, Identity, IdentityError, NotValidNow, Shared, TrustBundle, assemble,
     enrol::{Attempt, AttemptError, Enroller, Issued},
     expiry::Expiry,
-    files::{self, Fingerprint, Loaded, Material},
+    files::{self, Fingerprint, Material},
     follow::Reading,
     trust::Trust,
     words_for,
@@ -29,24 +29,28 @@ pub(super) const TICK: Duration = Duration::from_secs(1);
 /// Smaller steps back of the wall clock change no plan worth naming.
 const CLOCK_STEP: Duration = Duration::from_secs(60);
 
-type Fingerprints = [Option<Fingerprint>; 3];
+pub(super) type Fingerprints = [Option<Fingerprint>; 3];
 
 /// The task's state.
 pub(super) struct Source {
     pub(super) dir: PathBuf,
-    trust_domain: Option<TrustDomain>,
+    pub(super) trust_domain: Option<TrustDomain>,
     pub(super) enroller: Option<Enroller>,
     pub(super) trust: Trust,
     pub(super) clock: Clock,
     pub(super) shared: Arc<Shared>,
     pub(super) current: Option<(Identity, Material)>,
     generation: u64,
-    seen: Fingerprints,
+    pub(super) seen: Fingerprints,
     // Whether `seen` is so young that another change could hide behind the same time stamps.
-    young: bool,
+    pub(super) young: bool,
     // The error of a reload, until the files have been still for a tick: who replaces three files one after another passes
     // through states that do not match, and that is no news.
-    unsettled: Option<IdentityError>,
+    pub(super) unsettled: Option<IdentityError>,
+    // When a pair in the folder that is not valid yet will be.
+    pub(super) look_again_at: Option<SystemTime>,
+    // The serial of a certificate in the folder that was not taken.
+    pub(super) passed_over: Option<String>,
     expiry: Expiry,
     last_tick: SystemTime,
 }
@@ -65,6 +69,8 @@ impl Source {
             seen: [None; 3],
             young: true,
             unsettled: None,
+            look_again_at: None,
+            passed_over: None,
             expiry: Expiry::default(),
             last_tick: SystemTime::UNIX_EPOCH,
         }
@@ -132,83 +138,8 @@ impl Source {
         }
     }
 
-    fn look_at_files(&mut self, now: SystemTime) {
-        let still = !self.look();
-        if still && !self.young {
-            if let Some(error) = self.unsettled.take() {
-                self.complain(&error);
-            }
-            return;
-        }
-        if self.current.as_ref().is_some_and(|(_, known)| files::holds(&self.dir, known)) {
-            self.unsettled = None;
-            self.shared.notes().file_error = None;
-            return;
-        }
-        match files::load_material(&self.dir, self.trust_domain.as_ref()) {
-            Ok(loaded) => self.reloaded(loaded, now),
-            Err(IdentityError::Missing(_)) if self.enroller.is_some() && self.current.is_none() => {}
-            Err(error) => {
-                if self.enroller.is_some() {
-                    // The certificate may live in memory only (a read-only folder); the roots are the operator's all the same.
-                    self.reload_bundle();
-                }
-                if still && self.unsettled.take().is_some() {
-                    self.complain(&error);
-                } else {
-                    self.unsettled = Some(error);
-                }
-            }
-        }
-    }
-
-    /// Takes the files' fingerprints, before they are read: what changes meanwhile is seen at the next tick. Returns whether
-    /// they changed.
-    pub(super) fn look(&mut self) -> bool {
-        let seen = self.fingerprints();
-        let changed = seen != self.seen;
-        self.seen = seen;
-        // Time stamps advance in steps of some milliseconds, on network file systems of a second.
-        self.young = seen.iter().flatten().any(|f| f.is_younger_than(2 * TICK));
-        changed
-    }
-
-    fn reloaded(&mut self, loaded: Loaded, now: SystemTime) {
-        let Loaded { identity, material, warnings } = loaded;
-        // With a CA our own renewal may be newer than what lies in a folder that we cannot write.
-        let older = self.enroller.is_some()
-            && self.current.as_ref().is_some_and(|(known, _)| {
-                known.check_valid(now).is_ok()
-                    && known.key.cert != identity.key.cert
-                    && (identity.not_after <= known.not_after || identity.check_valid(now).is_err())
-            });
-        if older {
-            return self.reload_bundle();
-        }
-        let same_certificate = self.current.as_ref().is_some_and(|(known, _)| known.key.cert == identity.key.cert);
-        tracing::info!(id = %identity.id, serial = %identity.serial, dir = %self.dir.display(), "identity files changed, loaded");
-        self.adopt(identity, material, warnings);
-        self.read_again();
-        if !same_certificate {
-            self.shared.notes().ca_error = None;
-            self.plan(false, now);
-        }
-    }
-
-    fn reload_bundle(&mut self) {
-        let Some((identity, material)) = self.current.clone() else { return };
-        let Ok((bundle, pem)) = files::read_bundle(&self.dir) else { return };
-        if bundle.same_as(&identity.bundle) {
-            return;
-        }
-        tracing::info!(roots = ?bundle, dir = %self.dir.display(), "bundle changed, loaded");
-        let identity = Identity { bundle: Arc::new(bundle), ..identity };
-        self.adopt(identity, Material { bundle_pem: pem, ..material }, Vec::new());
-        self.read_again();
-    }
-
     /// What the CA publishes decides, also over what somebody else wrote into the folder.
-    fn read_again(&mut self) {
+    pub(super) fn read_again(&mut self) {
         if let Some(follower) = &mut self.trust.follower {
             follower.forget();
         }
@@ -301,7 +232,7 @@ impl Source {
 
     pub(super) fn adopt(&mut self, identity: Identity, material: Material, mut warnings: Vec<String>) {
         let mut identity = self.trust.mark(identity);
-        warnings.extend(files::doubts(&identity));
+        warnings.extend(assemble::doubts(&identity));
         self.generation += 1;
         identity.generation = self.generation;
         for warning in &warnings {
@@ -317,7 +248,7 @@ impl Source {
         self.shared.publish(identity);
     }
 
-    fn plan(&mut self, fresh: bool, now: SystemTime) {
+    pub(super) fn plan(&mut self, fresh: bool, now: SystemTime) {
         if let Some(enroller) = &mut self.enroller {
             enroller.plan(self.current.as_ref().map(|(identity, _)| identity), fresh, now);
             self.shared.notes().next_renewal = enroller.due();
@@ -361,10 +292,6 @@ impl Source {
             "nobody has replaced the files yet"
         };
         self.expiry.check(identity, now, whose);
-    }
-
-    fn fingerprints(&self) -> Fingerprints {
-        ["cert.pem", "key.pem", "bundle.pem"].map(|name| files::fingerprint(&self.dir.join(name)))
     }
 }
 

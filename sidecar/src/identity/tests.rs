@@ -204,6 +204,56 @@ async fn a_bad_reload_keeps_the_identity_and_says_so_until_it_is_put_right() {
     assert_eq!(handle.status().last_error, None);
 }
 
+/// What a deployment that goes back, or a clock, puts into the folder.
+#[tokio::test(start_paused = true)]
+async fn a_pair_that_is_out_of_date_does_not_replace_a_good_one() {
+    let pki = Pki::new();
+    let dir = folder(&pki, &leaf());
+    let clock_start = (SystemTime::now(), tokio::time::Instant::now());
+    let config = IdentityConfig { dir: dir.path().to_owned(), ..IdentityConfig::default() };
+    let handle = start_with(&config, None, Arc::new(move || clock_start.0 + clock_start.1.elapsed()));
+    let first = serial(&handle);
+    let (mut over, mut early) = (leaf(), leaf());
+    (over.from, over.until) = (-7_200, -3_600);
+    (early.from, early.until) = (600, 7_200);
+    let other = TestCa::root("another");
+    let both = pki.root.pem.clone() + &other.pem;
+    for (wrong, words) in [(&over, "expired at"), (&early, "is not valid before")] {
+        write_identity(dir.path(), &pki.intermediate.issue(wrong), &both);
+        eventually(2 * PICK_UP, words, || handle.status().last_error.is_some_and(|why| why.contains(words))).await;
+        assert_eq!(serial(&handle), first);
+        assert_eq!(handle.status().ready(), Ok(()));
+        assert_eq!(handle.status().roots.len(), 2, "its bundle counts all the same");
+    }
+    // As soon as it is valid, without another change of the files.
+    eventually(Duration::from_secs(700), "the second is taken", || serial(&handle) != first).await;
+    assert_eq!(handle.status().last_error, None);
+    // One that is over is no worse than one that is.
+    tokio::time::sleep(Duration::from_secs(7_200)).await;
+    let second = serial(&handle);
+    write_identity(dir.path(), &pki.intermediate.issue(&over), &pki.root.pem);
+    eventually(2 * PICK_UP, "the third is taken", || serial(&handle) != second).await;
+}
+
+#[test]
+fn a_chain_lives_as_long_as_the_first_of_its_certificates_to_end() {
+    let pki = Pki::new();
+    let (soon, late) = (TestCa::root("a root"), pki.root.pem.clone());
+    let short = soon.intermediate_with("short", |params| {
+        params.not_after = crate::tls::test_pki::in_seconds(-10);
+        params.not_before = crate::tls::test_pki::in_seconds(-30);
+    });
+    let dir = tempfile::tempdir().unwrap();
+    write_identity(dir.path(), &short.issue(&leaf()), &(soon.pem + &late));
+    let identity = load(dir.path(), None).unwrap();
+    assert!(!identity.is_valid_now(), "its intermediate is over");
+    let shared = Shared::new("a test".to_owned());
+    shared.publish(identity);
+    let status = shared.status(SystemTime::now());
+    assert_eq!(status.state, IdentityState::Expired);
+    assert!(status.ready().unwrap_err().contains("expired"), "{:?}", status.ready());
+}
+
 #[tokio::test(start_paused = true)]
 async fn files_replaced_one_after_another_are_no_error() {
     let pki = Pki::new();

@@ -165,6 +165,7 @@ impl World {
             bundle: dir.path().join("ca-bundle.pem"),
             token_file: Some(dir.path().join("token")),
             ttl: None,
+            cluster_id: None,
         };
         let config = IdentityConfig { dir: dir.path().join("identity"), ca: Some(ca), ..IdentityConfig::default() };
         let ca = Arc::new(FakeCa {

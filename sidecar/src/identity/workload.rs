@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    AbortOnDrop, Identity, RevocationLists, Shared, TrustBundle, Usage, document::foreign, expiry::Expiry, files,
+    AbortOnDrop, Identity, RevocationLists, Shared, TrustBundle, Usage, assemble, document::foreign, expiry::Expiry,
     source::TICK, trust::forged, words_for,
 };
 use crate::config::IdentityConfig;
@@ -113,7 +113,7 @@ impl Workload {
         }
         let lists = update.revocation_lists.into_iter().map(CertificateRevocationListDer::from).collect();
         let lists = RevocationLists::from_der(lists).map_err(|e| format!("its revocation lists: {e}"))?;
-        let identity = files::assemble(svid.chain, svid.key, bundle, self.trust_domain.as_ref())
+        let identity = assemble::assemble(svid.chain, svid.key, bundle, self.trust_domain.as_ref())
             .map_err(|misfit| format!("{id}: {misfit}"))?;
         if identity.id != id {
             return Err(format!("the certificate for {id} is for {}", identity.id));
@@ -146,7 +146,7 @@ impl Workload {
             return;
         }
         notes.renewals_ok += u64::from(!same_certificate);
-        notes.warnings = files::doubts(&identity);
+        notes.warnings = assemble::doubts(&identity);
         for warning in &notes.warnings {
             tracing::warn!("{warning}");
         }

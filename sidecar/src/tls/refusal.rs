@@ -97,6 +97,11 @@ pub enum PeerRefusal {
     /// Its extended key usage does not allow what it does.
     #[error("its certificate's extended key usage must allow serverAuth and clientAuth, or be absent; issue it again")]
     Purpose,
+    /// A certificate of its chain is signed in a way that is not accepted.
+    #[error(
+        "a certificate of its chain is signed by {0}, which is not accepted; issue it again with SHA-256 or better"
+    )]
+    SignatureAlgorithm(String),
     /// A signature does not fit.
     #[error(
         "a signature in its certificate chain or handshake is wrong: the certificate was altered or its key is another one"
@@ -153,6 +158,7 @@ impl PeerRefusal {
             Self::KeyUsage(_) | Self::Purpose => "key_usage",
             Self::IssuerId => "issuer_id",
             Self::BadSignature => "bad_signature",
+            Self::SignatureAlgorithm(_) => "signature_algorithm",
             Self::Alpn => "alpn",
             Self::Version => "version",
             Self::Malformed(_) => "malformed",
@@ -234,6 +240,7 @@ impl PeerRefusal {
             PathFault::Expired { not_after } => Self::Expired { not_after: Some(not_after), now: Some(now) },
             PathFault::NotYetValid { not_before } => Self::NotYetValid { not_before: Some(not_before), now: Some(now) },
             PathFault::BadSignature => Self::BadSignature,
+            PathFault::SignatureAlgorithm(name) => Self::SignatureAlgorithm(name),
             PathFault::CaCertificate => Self::CaCertificate,
             PathFault::KeyUsage(why) => Self::KeyUsage(why),
             PathFault::IssuerId => Self::IssuerId,
