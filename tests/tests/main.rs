@@ -8,6 +8,7 @@ mod drain;
 mod herd;
 mod hostile;
 mod identity;
+mod istiod;
 mod lifecycle;
 mod lost_requests;
 mod metrics;

@@ -9,6 +9,7 @@ pub mod agent;
 pub mod client;
 pub mod dns;
 mod faults;
+pub mod istiod;
 pub mod mesh;
 pub mod openmetrics;
 pub mod pair;

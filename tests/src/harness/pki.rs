@@ -9,7 +9,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 
@@ -119,7 +119,7 @@ pub fn secret(path: &Path, text: &str) {
 pub struct Leaf {
     /// Its URI SANs.
     pub uris: Vec<String>,
-    /// Its DNS SANs.
+    /// Its DNS and address SANs.
     pub names: Vec<String>,
     /// Begin of validity, seconds from now.
     pub from: i64,
@@ -146,6 +146,8 @@ pub struct Issued {
 /// A CA that issues whatever it is asked to, as an attacker's would.
 pub struct TestCa {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    /// From itself up to what its root has signed; empty for a root.
+    intermediates: String,
 }
 
 fn serial() -> SerialNumber {
@@ -159,6 +161,24 @@ fn serial() -> SerialNumber {
 impl TestCa {
     /// A root of this name.
     pub fn new(name: &str) -> Self {
+        let issuer = CertifiedIssuer::self_signed(Self::params(name), KeyPair::generate().unwrap()).unwrap();
+        Self { issuer, intermediates: String::new() }
+    }
+
+    /// An intermediate of this name under it.
+    pub fn intermediate(&self, name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let issuer = CertifiedIssuer::signed_by(Self::params(name), key, &self.issuer).unwrap();
+        let intermediates = issuer.pem() + &self.intermediates;
+        Self { issuer, intermediates }
+    }
+
+    /// The certificates between what it issues and the root.
+    pub fn intermediates(&self) -> &str {
+        &self.intermediates
+    }
+
+    fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name.remove(DnType::CommonName);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -167,7 +187,8 @@ impl TestCa {
         params.serial_number = Some(serial());
         params.not_before = OffsetDateTime::now_utc() - time::Duration::hours(1);
         params.not_after = OffsetDateTime::now_utc() + time::Duration::days(1);
-        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+        params.use_authority_key_identifier_extension = true;
+        params
     }
 
     /// The root, as PEM.
@@ -177,8 +198,17 @@ impl TestCa {
 
     /// Issues it, right or wrong.
     pub fn issue(&self, leaf: &Leaf) -> Issued {
+        let key = KeyPair::generate().unwrap();
+        Issued { chain: self.sign(leaf, &key) + &self.intermediates, key: key.serialize_pem() }
+    }
+
+    /// Signs it for somebody's key; the leaf alone.
+    pub fn sign(&self, leaf: &Leaf, key: &impl PublicKeyData) -> String {
         let uris = leaf.uris.iter().map(|u| SanType::URI(u.as_str().try_into().unwrap()));
-        let names = leaf.names.iter().map(|n| SanType::DnsName(n.as_str().try_into().unwrap()));
+        let names = leaf.names.iter().map(|n| match n.parse() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName(n.as_str().try_into().unwrap()),
+        });
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "tests");
@@ -194,9 +224,7 @@ impl TestCa {
         let mut constraints = CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 0x00]);
         constraints.set_criticality(true);
         params.custom_extensions.push(constraints);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Issued { chain: certificate.pem(), key: key.serialize_pem() }
+        params.signed_by(key, &self.issuer).unwrap().pem()
     }
 
     /// Issues it into the identity folder of a pod, with this CA's root as the bundle.
