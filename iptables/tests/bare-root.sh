@@ -1,16 +1,26 @@
 #!/usr/bin/env bash
 # The program as a static binary: in a root that holds it, nft and what nft needs, and nothing else, read-only, with
-# NET_ADMIN and NET_RAW alone. Builds it for this machine's own target with the C library linked in; for a release the
-# same is built for x86_64-unknown-linux-musl (rustup target add …).
+# NET_ADMIN and NET_RAW alone. Builds it for this machine's own target with the C library linked in, with --musl for
+# x86_64-unknown-linux-musl as for a release (where that can be built, see musl/build.sh).
 set -Eeuo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
 export PATH=$PATH:/usr/sbin:/sbin
 
-target=$(rustc -vV | sed -n 's/^host: //p')
-[[ ${1-} == --target ]] && target=$2
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile e2e -p outrigger-iptables --target "$target" \
-    --target-dir "${CARGO_TARGET_DIR:-target}/static"
-program=${CARGO_TARGET_DIR:-target}/static/$target/e2e/outrigger-iptables
+case ${1-} in
+    '')
+        target=$(rustc -vV | sed -n 's/^host: //p')
+        RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile e2e -p outrigger-iptables \
+            --target "$target" --target-dir "${CARGO_TARGET_DIR:-target}/static"
+        program=${CARGO_TARGET_DIR:-target}/static/$target/e2e/outrigger-iptables
+        ;;
+    --musl)
+        status=0
+        program=$(iptables/tests/musl/build.sh) || status=$?
+        ((status != 77)) || exit 0
+        ((status == 0)) || exit "$status"
+        ;;
+    *) echo "usage: bare-root.sh [--musl]" >&2; exit 2 ;;
+esac
 if ldd "$program" 2>/dev/null | grep -q '=>'; then
     echo "the program is not static:" >&2
     ldd "$program" >&2
