@@ -64,5 +64,9 @@ ar r "$folder/native/libunwind.a" "$folder/native/dl_find_object.o" 2>/dev/null
 export RUSTC_BOOTSTRAP=1 RUSTC=$folder/rustc CARGO_INCREMENTAL=0 CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=musl-gcc
 # No position-independent executable: the start code and gcc's archive are made for one that is not.
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="-C link-self-contained=no -C relocation-model=static -L native=$folder/native"
+# The unwinder refers to these weakly, which does not bring them in from an archive: it would call address 0 at a panic.
+for symbol in pthread_{mutex_lock,mutex_unlock,once,getspecific,setspecific}; do
+    CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS+=" -C link-arg=-Wl,--undefined=$symbol"
+done
 "${build[@]}" -Zbuild-std=std,panic_unwind >&2
 echo "$program"
