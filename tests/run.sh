@@ -64,7 +64,7 @@ install_tools() {
     local pair
     local -a missing=() as_root=()
     for pair in ip:iproute2 nft:nftables iptables:iptables dnsmasq:dnsmasq-base curl:curl tcpdump:tcpdump openssl:openssl jq:jq \
-        valgrind:valgrind python3:python3 g++:g++ unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc make:make musl-gcc:musl-tools; do
+        valgrind:valgrind python3:python3 g++:g++ unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc readelf:binutils make:make musl-gcc:musl-tools; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # Only recommended by gcc.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the program for x86_64-unknown-linux-musl, and prints its path last. Where rustup has that target, with it. Else
-# std is compiled from its source, which Debian has for one version of the compiler, with musl-gcc and the unwinder of
-# gcc; the toolchain is left alone. Everything is kept in target/musl. Exit status 77, and why, where neither is possible.
+# Builds the program, and the probe of panics, for x86_64-unknown-linux-musl, and prints their folder last. Where rustup
+# has that target, with it. Else std is compiled from its source, which Debian has for one version of the compiler, with
+# musl-gcc and the unwinder of gcc; the toolchain is left alone. Everything is kept in target/musl.
 set -Eeuo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../.."
 
@@ -12,34 +12,34 @@ sha256=7b76db5b880a77f9e52975d2baa6209d2f76d2c9c2789515c3088cb960e2c83b
 
 folder=$PWD/target/musl
 [[ -z ${CARGO_TARGET_DIR-} ]] || folder=$(realpath -m "$CARGO_TARGET_DIR")/musl
-build=(cargo build --locked --profile e2e -p outrigger-iptables --target "$target" --target-dir "$folder")
-program=$folder/$target/e2e/outrigger-iptables
+build=(cargo build --locked --profile e2e -p outrigger-iptables --bins --example panic_probe --target "$target" --target-dir "$folder")
+result=$folder/$target/e2e
 
-skip() {
-    echo "SKIPPED, nothing was built for $target: $1; rustup target add $target makes it possible" >&2
-    exit 77
+fail() {
+    echo "nothing was built for $target: $1; \"rustup target add $target\" makes it possible" >&2
+    exit 1
 }
 
 sysroot=$(rustc --print sysroot)
 host=$(rustc -vV | sed -n 's/^host: //p')
 if [[ -d $sysroot/lib/rustlib/$target/lib ]]; then
     "${build[@]}" >&2
-    echo "$program"
+    echo "$result"
     exit
 fi
 
 release=$(rustc -vV | sed -n 's/^release: //p')
 [[ $release == "$version" && $host == x86_64-unknown-linux-gnu ]] ||
-    skip "the toolchain has no std for it, and the source of std is pinned for rustc $version on x86-64, not $release on $host"
+    fail "the toolchain has no std for it, and the source of std is pinned for rustc $version on x86-64, not $release on $host"
 for tool in musl-gcc:musl-tools dpkg-deb:dpkg curl:curl; do
-    command -v "${tool%%:*}" >/dev/null || skip "${tool%%:*} is missing (Debian's package ${tool##*:})"
+    command -v "${tool%%:*}" >/dev/null || fail "${tool%%:*} is missing (Debian's package ${tool##*:})"
 done
 
 mkdir -p "$folder"
 source=$folder/std-$version
 if [[ ! -d $source ]]; then
     echo "downloading $deb, SHA-256 $sha256" >&2
-    curl -fsSL --retry 2 --max-time 120 -o "$folder/rust-src.deb" "$deb" || skip "the source of std cannot be downloaded"
+    curl -fsSL --retry 2 --max-time 120 -o "$folder/rust-src.deb" "$deb" || fail "the source of std cannot be downloaded"
     sha256sum --quiet --check <<<"$sha256  $folder/rust-src.deb" >&2
     rm -rf "$source.part"
     mkdir "$source.part"
@@ -69,4 +69,4 @@ for symbol in pthread_{mutex_lock,mutex_unlock,once,getspecific,setspecific}; do
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS+=" -C link-arg=-Wl,--undefined=$symbol"
 done
 "${build[@]}" -Zbuild-std=std,panic_unwind >&2
-echo "$program"
+echo "$result"
