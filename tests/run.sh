@@ -64,7 +64,7 @@ install_tools() {
     local pair
     local -a missing=() as_root=()
     for pair in ip:iproute2 nft:nftables iptables:iptables dnsmasq:dnsmasq-base curl:curl tcpdump:tcpdump openssl:openssl jq:jq \
-        valgrind:valgrind python3:python3 g++:g++ unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc make:make; do
+        valgrind:valgrind python3:python3 g++:g++ unshare:util-linux setpriv:util-linux newuidmap:uidmap ps:procps cc:gcc readelf:binutils make:make musl-gcc:musl-tools; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # Only recommended by gcc.
@@ -152,6 +152,7 @@ step "the binaries" cargo build --locked --profile "$profile" --workspace
 step "fuzzers, ten seconds each" tests/fuzz/run.sh
 if [[ $fast == no ]]; then
     step "the redirection from a bare root" iptables/tests/bare-root.sh
+    step "the same as a static musl binary" iptables/tests/bare-root.sh --musl
     # Pods have ports, processors and a clock of their own to be judged by: a few at a time on a small machine.
     step "end-to-end tests" cargo test --locked --profile "$profile" -p outrigger-e2e -- --test-threads "${E2E_THREADS:-2}"
     step "instructions a request" cargo bench --locked --profile "$profile" -p outrigger-e2e --bench peers -- \

@@ -14,6 +14,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::Error;
 
+/// What is said of a program that a signal ended.
+pub(crate) const BY_A_SIGNAL: &str = "a signal ended it";
+
 /// A program that is there and may be run.
 #[derive(Debug, Clone)]
 pub(crate) struct Tool {
@@ -98,7 +101,7 @@ impl Ended {
         let said = match (self.stderr.is_empty(), self.code) {
             (false, _) => self.stderr.clone(),
             (true, Some(code)) => format!("it ended with code {code} and said nothing"),
-            (true, None) => "a signal ended it".to_owned(),
+            (true, None) => BY_A_SIGNAL.to_owned(),
         };
         if ["Operation not permitted", "Permission denied", "you must be root"].iter().any(|words| said.contains(words))
         {

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use nix::errno::Errno;
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -35,7 +37,7 @@ pub enum Error {
         remedy: String,
     },
     /// A tool refused, and so did the attempt to put things back.
-    #[error("{}\nAND THIS COULD NOT BE UNDONE: {undo}\nrun `outrigger-iptables remove`, then install again", without_assurance(.error))]
+    #[error("{}\nAND THIS COULD NOT BE UNDONE: {}\nrun `outrigger-iptables remove`, then install again", without_assurance(&.error.to_string()), without_assurance(.undo))]
     HalfApplied {
         /// The first failure.
         error: Box<Error>,
@@ -93,15 +95,36 @@ impl Error {
         }
     }
 
+    /// Whether a tool failed for want of something that may be there a moment later, rather than of a feature.
+    pub(crate) fn is_passing(&self) -> bool {
+        const SIGNS: [&str; 7] = [
+            "Cannot allocate memory",
+            "No buffer space available",
+            "Resource busy",
+            "Resource temporarily unavailable",
+            "Too many open files",
+            "Interrupted system call",
+            crate::command::BY_A_SIGNAL,
+        ];
+        match self {
+            Error::Refused { said, .. } => SIGNS.iter().any(|sign| said.contains(sign)),
+            Error::System { source, .. } => source.raw_os_error().is_some_and(|raw| {
+                [Errno::ENOMEM, Errno::EAGAIN, Errno::EMFILE, Errno::ENFILE].contains(&Errno::from_raw(raw))
+            }),
+            Error::Busy(_) => true,
+            _ => false,
+        }
+    }
+
     /// The same failure, made worse: it could not be undone.
     pub(crate) fn with_undo_failure(self, undo: String) -> Self {
         Error::HalfApplied { error: Box::new(self), undo }
     }
 }
 
-/// An error that is part of a worse one, without its word that nothing has changed.
-fn without_assurance(error: &Error) -> String {
-    error.to_string().replace("; the rules are as they were", "").replace("; nothing was changed", "")
+/// The words of an error that is part of a worse one, without that nothing has changed.
+fn without_assurance(words: &str) -> String {
+    words.replace("; the rules are as they were", "").replace("; nothing was changed", "")
 }
 
 fn at(line: &Option<String>) -> String {

@@ -204,7 +204,11 @@ impl Options {
         }
         if let Some(port) = self.dns_port {
             if port == DNS_PORT {
-                return Err(refusal("--dns-port 53 is what is redirected; give the port that answers".to_owned()));
+                return Err(refusal(
+                    "--dns-port 53: by port 53 the questions that are redirected are told from those that have been; give \
+                     another, such as 15053"
+                        .to_owned(),
+                ));
             }
             if let Some(range) = self.exclude_outbound_ports.iter().find(|range| range.contains(DNS_PORT)) {
                 return Err(refusal(format!(

@@ -26,7 +26,9 @@
 //! before would be cut. A user's own DNAT, which comes after, must not translate it: its socket bears the address that was
 //! dialled. Where no transparent socket listens the packet is discarded: nft's own `tproxy` would let it go
 //! on to the application. The sidecar's leg bears the client's address, so its answers would leave for the network: the
-//! leg's connection bears another bit, and packets that answer it are marked and routed to `lo` ([`FWMARK`]).
+//! leg's connection bears another bit, and packets that answer it are marked and routed to `lo` ([`FWMARK`]). A client that
+//! sends from the leg's own port is taken for the leg: what bears its bit and does not come by `lo` is dropped, or it
+//! would be read by the application.
 //!
 //! DNS (`dns_port`): question and answer of the application are tracked in one zone, those of everybody else in another.
 //! In one zone for both, a source port that the sidecar's own resolver uses shortly after the application would find the
@@ -198,6 +200,7 @@ impl Plan {
                 let again = vec![Match::Protocol(Tcp), Match::Original, Match::ConnectionBit(INTERCEPTED)];
                 let rules = vec![
                     rule("loopback", vec![Match::ArrivedBy(vec![lo()])], Verdict::Return),
+                    rule("leg", vec![Match::Original, Match::ToThisHost, Match::ConnectionBit(LEG)], Verdict::Drop),
                     rule("intercepted", again, Verdict::Tproxy(options.inbound_port)),
                     rule("peers", opened, Verdict::Jump(ChainName::Peers)),
                 ];

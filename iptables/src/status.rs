@@ -9,9 +9,12 @@ use crate::{
     backend::{self, Choice, Held, Kind, iptables},
     ground::Ground,
     netlink::address::LEG_ADDRESS_V6,
-    plan::Family,
+    plan::{ChainName, Family},
     verify,
 };
+
+/// Chains that hold a rule in every set that takes connections, whatever its options and families.
+const NEVER_EMPTY: [ChainName; 3] = [ChainName::Inbound, ChainName::Intercept, ChainName::Outbound];
 
 /// How much of the redirection is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -40,6 +43,8 @@ pub struct Rules {
     pub ports: Vec<u16>,
     /// Whether inbound connections go by TPROXY.
     pub tproxy: bool,
+    /// Whether connections get time-outs of their own.
+    pub timeouts: bool,
 }
 
 /// What `status` found.
@@ -74,13 +79,29 @@ impl Status {
 /// When no tool is there that could look, or none of them may.
 pub fn status(choice: Choice, wait: Duration) -> Result<Status, Error> {
     let (mut backends, mut notices, mut first_error, mut looked) = (Vec::new(), Vec::new(), None, false);
-    let (mut draining, mut cut_off) = (false, false);
+    let (mut draining, mut cut_off, mut emptied) = (false, false, Vec::new());
     for backend in backend::present(choice, wait)? {
         match backend.held() {
-            Ok(held) if held.0.is_empty() => looked = true,
             Ok(held) => {
                 looked = true;
-                draining |= !held.decides();
+                let empty = backend.empty_chains()?;
+                if held.0.is_empty() {
+                    if !empty.is_empty() {
+                        emptied.push(format!("chains of ours in {} that hold no rule", backend.kind()));
+                    }
+                    continue;
+                }
+                if held.decides() {
+                    let names =
+                        empty.into_iter().filter(|(_, chain)| NEVER_EMPTY.contains(chain)).map(|(name, _)| name);
+                    for name in names {
+                        cut_off = true;
+                        notices
+                            .push(format!("the chain {name} holds no rule: somebody emptied it; install repairs it"));
+                    }
+                } else {
+                    draining = true;
+                }
                 if is_one_sided(&held) {
                     cut_off = true;
                     notices.push("IPv4 and IPv6 are entered differently: a run was cut off".to_owned());
@@ -97,9 +118,10 @@ pub fn status(choice: Choice, wait: Duration) -> Result<Status, Error> {
         return Err(error);
     }
     notices.extend(backend::legacy_out_of_reach(wait));
-    let mut traces = Ground::traces()?;
+    let mut traces = emptied;
+    traces.extend(Ground::traces()?);
     traces.extend(iptables::policies()?);
-    traces.extend(verify::traces());
+    traces.extend(verify::traces()?);
     if let [only] = backends.as_slice()
         && only.backend != Kind::Nft
         && only.rules_v6 == 0
@@ -134,13 +156,22 @@ pub fn status(choice: Choice, wait: Duration) -> Result<Status, Error> {
         notices.push("TPROXY without the rule that routes marked packets: install repairs it".to_owned());
         state = State::Partial;
     }
+    let unused = traces.iter().find(|trace| {
+        (trace.contains(" 15006") && !tproxy)
+            || (trace.contains("time-out policy") && !backends.iter().any(|r| r.timeouts))
+    });
+    if let (State::Installed, Some(trace)) = (state, unused) {
+        notices.push(format!("no rule needs {trace}: a run was cut off; install or remove repairs it"));
+        state = State::Partial;
+    }
     Ok(Status { command: "status", state, backends, traces, notices })
 }
 
 fn rules(backend: Kind, held: &Held) -> Rules {
     let v6 = held.0.iter().filter(|rule| rule.family == Some(Family::V6)).count();
     let tproxy = held.0.iter().any(|rule| rule.words.to_ascii_lowercase().contains("tproxy"));
-    Rules { backend, rules: held.0.len() - v6, rules_v6: v6, ports: held.ports(), tproxy }
+    let timeouts = held.0.iter().any(|rule| rule.words.contains("timeout"));
+    Rules { backend, rules: held.0.len() - v6, rules_v6: v6, ports: held.ports(), tproxy, timeouts }
 }
 
 /// iptables keeps the families apart: of a set that was cut off, one may be entered where the other is not.

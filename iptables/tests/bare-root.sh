@@ -1,19 +1,32 @@
 #!/usr/bin/env bash
 # The program as a static binary: in a root that holds it, nft and what nft needs, and nothing else, read-only, with
-# NET_ADMIN and NET_RAW alone. Builds it for this machine's own target with the C library linked in; for a release the
-# same is built for x86_64-unknown-linux-musl (rustup target add …).
+# NET_ADMIN and NET_RAW alone. Builds it for this machine's own target with the C library linked in, with --musl for
+# x86_64-unknown-linux-musl as for a release (see musl/build.sh).
 set -Eeuo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
 export PATH=$PATH:/usr/sbin:/sbin
 
-target=$(rustc -vV | sed -n 's/^host: //p')
-[[ ${1-} == --target ]] && target=$2
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile e2e -p outrigger-iptables --target "$target" \
-    --target-dir "${CARGO_TARGET_DIR:-target}/static"
-program=${CARGO_TARGET_DIR:-target}/static/$target/e2e/outrigger-iptables
-if ldd "$program" 2>/dev/null | grep -q '=>'; then
-    echo "the program is not static:" >&2
-    ldd "$program" >&2
+case ${1-} in
+    '')
+        target=$(rustc -vV | sed -n 's/^host: //p')
+        RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile e2e -p outrigger-iptables \
+            --bins --example panic_probe --target "$target" --target-dir "${CARGO_TARGET_DIR:-target}/static"
+        folder=${CARGO_TARGET_DIR:-target}/static/$target/e2e
+        ;;
+    --musl) folder=$(iptables/tests/musl/build.sh) ;;
+    *) echo "usage: bare-root.sh [--musl]" >&2; exit 2 ;;
+esac
+program=$folder/outrigger-iptables
+# No interpreter is asked for, and no library.
+if readelf --wide --program-headers --dynamic "$program" | grep -E 'INTERP|NEEDED' >&2; then
+    echo "the program is not static" >&2
+    exit 1
+fi
+# A panic is caught where it is to be caught, and elsewhere it ends the program in words: unwinding works in it.
+status=0
+said=$("$folder/examples/panic_probe" 2>&1) || status=$?
+if [[ $status != 101 || $said != *"the first was caught"*"the second"* ]]; then
+    echo "a panic in a static binary ended it with $status, not 101: $said" >&2
     exit 1
 fi
 

@@ -155,6 +155,16 @@ impl Iptables {
         Ok(all)
     }
 
+    /// Our chains that hold no rule, as `IPv4 nat OUTRIGGER_INBOUND`.
+    pub(crate) fn empty_chains(&self) -> Result<Vec<String>, Error> {
+        let mut all = Vec::new();
+        for programs in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
+            let chains = self.read(programs)?.empty_chains();
+            all.extend(chains.into_iter().map(|chain| format!("{} {chain}", programs.family)));
+        }
+        Ok(all)
+    }
+
     /// The same as a plan wants it.
     pub(crate) fn wanted(&self, plan: &Plan) -> Vec<(Family, String)> {
         let families = Family::ALL.into_iter().filter(|family| *family == Family::V4 || self.has_v6());

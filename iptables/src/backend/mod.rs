@@ -169,6 +169,21 @@ impl Backend {
         }
     }
 
+    /// The chains of ours that hold no rule, those of DECIDING alone, each by the tool's name for it too.
+    pub(crate) fn empty_chains(&self) -> Result<Vec<(String, ChainName)>, Error> {
+        let names = match self {
+            Backend::Nft(nft) => nft::empty_chains(&nft.listing()?),
+            Backend::Iptables(iptables) => iptables.empty_chains()?,
+        };
+        let known = |name: String| {
+            let plain = name.rsplit(' ').next().unwrap_or_default();
+            let plain = plain.strip_prefix(iptables::PREFIX).unwrap_or(plain);
+            let chain = DECIDING.into_iter().find(|chain| chain.name().eq_ignore_ascii_case(plain))?;
+            Some((name, chain))
+        };
+        Ok(names.into_iter().filter_map(known).collect())
+    }
+
     /// Our rules as the plan wants them.
     pub(crate) fn wanted(&self, plan: &Plan) -> Held {
         match self {
@@ -343,7 +358,8 @@ pub(crate) fn choose(choice: Choice, plan: &Plan, wait: Duration) -> Result<(Bac
             Ok(()) => {
                 return Ok((Backend::Nft(nft), "nft is here and the kernel takes the rules from it".to_owned()));
             }
-            Err(error @ Error::NotPermitted { .. }) => return Err(error),
+            // What passes is no reason to hold rules in another place from now on.
+            Err(error) if matches!(error, Error::NotPermitted { .. }) || error.is_passing() => return Err(error),
             Err(error) => {
                 if Kind::ALL.into_iter().skip(1).all(|kind| Backend::find(kind, wait).is_none()) {
                     return Err(error);

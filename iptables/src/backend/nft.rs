@@ -19,6 +19,11 @@ use crate::{
     plan::Plan,
 };
 
+/// The chains of a listing that hold no rule.
+pub(crate) fn empty_chains(listing: &str) -> Vec<String> {
+    rules(listing).into_iter().filter(|(_, rules)| rules.is_empty()).map(|(name, _)| name).collect()
+}
+
 /// Why this backend cannot be chosen.
 pub(crate) const MISSING: &str = "there is no `nft` in PATH";
 const REMEDY: &str = "the kernel needs nf_tables, nft_fib and NAT for `inet` (Linux 5.2 and its modules), for --mode tproxy \

@@ -101,6 +101,22 @@ pub(crate) fn remove_probes(family: Family) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a rule of [`add_probe`] is there.
+pub(crate) fn has_probes(family: Family) -> Result<bool, Error> {
+    let look = || {
+        let mut structure = [0; STRUCTURE];
+        structure[0] = family_number(family);
+        Ok(Kernel::routing()?.list(RTM_GETRULE, &Body::new(&structure))?.iter().any(|payload| {
+            let table = attribute(payload, STRUCTURE, FRA_TABLE).and_then(|bytes| u32_at(bytes, 0));
+            payload.first() == Some(&family_number(family)) && table == Some(VERIFY)
+        }))
+    };
+    match look() {
+        Err(error) if is_absent(&error) => Ok(false),
+        other => other.map_err(refused("list rules", LOOK)),
+    }
+}
+
 fn probe(family: Family, source: &[u8]) -> Body {
     let length = u8::try_from(source.len() * 8).unwrap_or(u8::MAX);
     rule(family, length, VERIFY).with(FRA_SRC, source)

@@ -24,7 +24,7 @@ use crate::{
     Error, Options,
     backend::{self, Backend, Choice, Held, Kind},
     ground::{self, Ground},
-    netlink::refused,
+    netlink::{refused, routing},
     netns,
     plan::{ChainName, Family, Plan},
 };
@@ -136,15 +136,23 @@ pub fn verify(options: &Options, choice: Choice, wait: Duration) -> Result<Verif
 
 /// Removes what a run that was killed has left. `true` when something was there.
 pub(crate) fn remove_traces() -> Result<bool, Error> {
-    let found = !traces().is_empty();
+    let found = !traces()?.is_empty();
     outside::remove().map_err(refused("remove what `verify` left", "look at `ip link` and `ip rule`"))?;
     Ok(found)
 }
 
 /// What a run that was killed has left, in words.
-pub(crate) fn traces() -> Vec<String> {
-    let there = nix::net::if_::if_nametoindex(outside::OUTER).is_ok();
-    there.then(|| format!("the interface {} of a verify that was cut off", outside::OUTER)).into_iter().collect()
+pub(crate) fn traces() -> Result<Vec<String>, Error> {
+    let mut traces = Vec::new();
+    if nix::net::if_::if_nametoindex(outside::OUTER).is_ok() {
+        traces.push(format!("the interface {} of a verify that was cut off", outside::OUTER));
+    }
+    for family in Family::ALL {
+        if routing::has_probes(family)? {
+            traces.push(format!("the {family} rule 15007 of a verify that was cut off"));
+        }
+    }
+    Ok(traces)
 }
 
 /// The one backend that holds rules of ours.
@@ -198,7 +206,13 @@ fn compare(wanted: &Held, held: &Held, checks: &mut Vec<Check>) -> Vec<String> {
         chain(wanted) == chain(held)
     };
     checks.push(if let Some(first) = missing.first() {
-        let detail = format!("{} of {} are missing", missing.len(), wanted.0.len());
+        let mut detail = format!("{} of {} are missing", missing.len(), wanted.0.len());
+        if !extra.is_empty() {
+            detail += &format!(
+                ", and {} are there instead: installed with other options or by another version; install again",
+                extra.len()
+            );
+        }
         Check::failed("rules", detail, Some(first.clone()))
     } else if let Some(first) = extra.first() {
         let detail = format!("{} are there that these options do not ask for", extra.len());

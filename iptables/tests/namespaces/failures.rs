@@ -107,6 +107,68 @@ fn a_tool_that_does_not_work_keeps_no_rules_of_another_in_place() {
     assert!(state(&pod).contains("table inet outrigger"));
 }
 
+/// What may pass in a moment must not move the rules to another backend.
+#[test]
+fn a_failure_of_nft_that_passes_is_told_and_nothing_else_is_tried() {
+    let tools = Tools::iptables("iptables-nft");
+    let pod = Namespace::new();
+    let before = state(&pod);
+    for (script, words) in [
+        ("echo 'netlink: Error: Could not process rule: Cannot allocate memory' >&2; exit 1", "Cannot allocate memory"),
+        ("kill -9 $$", "a signal ended it"),
+    ] {
+        tools.replace("nft", script);
+        let output = tools.outrigger(&pod, "install");
+        assert_eq!(output.status.code(), Some(5), "{}", said(&output));
+        assert!(said(&output).contains(words), "{}", said(&output));
+        assert_eq!(state(&pod), before);
+    }
+}
+
+/// `nat` is done when `mangle` is refused. Refused once, `nat` is put back; refused for good, it is told what is left.
+#[test]
+fn a_refusal_between_two_tables_of_one_family_is_undone_or_told() {
+    for (backend, multi) in [("iptables-nft", "xtables-nft-multi"), ("iptables-legacy", "xtables-legacy-multi")] {
+        for for_good in [false, true] {
+            let (pod, tools, broken) = (Namespace::new(), Tools::iptables(backend), Tools::iptables(backend));
+            tools.prepare(&pod);
+            tools.must(&pod, "install --mode tproxy");
+            let before = state(&pod);
+            let (real, folder) = (format!("/usr/sbin/{multi} iptables-restore"), broken.folder.path().display());
+            let refuse = if for_good { "" } else { &format!("[ -e {folder}/refused ] ||") };
+            broken.replace(
+                "iptables-restore",
+                &format!(
+                    "case \"$*\" in *noflush*) ;; *) exec {real} \"$@\";; esac
+                     if [ -e {folder}/refused ] && {again}; then echo 'cannot work today' >&2; exit 1; fi
+                     script=
+                     while IFS= read -r line; do
+                         script=\"$script$line
+\"
+                         [ \"$line\" = COMMIT ] || continue
+                         printf %s \"$script\" | {real} \"$@\" || exit 1
+                         {refuse} {{ touch {folder}/refused; echo 'cannot work today' >&2; exit 1; }}
+                         script=
+                     done",
+                    again = for_good
+                ),
+            );
+            let output = broken.outrigger(&pod, &format!("install --backend {backend}"));
+            let words = said(&output);
+            assert!(words.contains("cannot work today"), "{words}");
+            if for_good {
+                assert_eq!(output.status.code(), Some(6), "{backend}: {words}");
+                assert!(words.contains("COULD NOT BE UNDONE") && !words.contains("as they were"), "{words}");
+                assert!(state(&pod) != before, "{backend}: nothing was half done, and so nothing was shown");
+                tools.must(&pod, "install --mode tproxy");
+            } else {
+                assert_eq!(output.status.code(), Some(5), "{backend}: {words}");
+            }
+            assert_same(&state(&pod), &before, backend);
+        }
+    }
+}
+
 #[test]
 fn without_ipv6_it_says_so_and_ipv4_works() {
     for tools in [Tools::nft(), Tools::iptables("iptables-nft")] {
@@ -144,8 +206,9 @@ fn a_lock_that_is_held_for_too_long_is_named() {
     };
     std::fs::write(&file, "").unwrap();
     let _locks = (held(&pod.path()), held(file.to_str().unwrap()));
+    let us = format!("process {} (", std::process::id());
     thread::scope(|scope| {
-        for (namespace, words) in [(pod, "another outrigger-iptables"), (other, "xtables lock")] {
+        for (namespace, words) in [(pod, &*us), (other, "xtables lock")] {
             scope.spawn(move || {
                 let output = tools.outrigger(namespace, &format!("install --wait 1 --backend {}", tools.backend));
                 assert_eq!(output.status.code(), Some(8), "{}", said(&output));

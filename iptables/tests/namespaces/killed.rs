@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Namespace, ROOT, Tools, assert_same, state};
+use crate::support::{Namespace, ROOT, Tools, assert_same, said, state};
 
 const MOMENTS: u32 = 50;
 
@@ -55,6 +55,13 @@ fn killed_at_random(tools: &Tools, user: &str) {
         let after = takes.mul_f64(random.f64() * 1.1);
         kill_after(tools, pod, command, after);
         let context = || format!("KILL_SEED={seed}: moment {moment}, {command} killed after {after:?} of {takes:?}");
+        // Before anything repairs it: what calls itself whole is whole, and what calls itself nothing is nothing.
+        let (left, status) = (state(pod), tools.outrigger(pod, "status"));
+        match status.status.code() {
+            Some(0) => assert!(complete.iter().any(|(_, _, whole)| *whole == left), "{}: {left}", context()),
+            Some(10) => assert_same(&left, &nothing, &context()),
+            code => assert_eq!(code, Some(9), "{}: {}", context(), said(&status)),
+        }
         if random.bool() {
             let (install, _, wanted) = &complete[2 * random.usize(..2)];
             tools.must(pod, install);

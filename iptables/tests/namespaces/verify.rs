@@ -2,7 +2,7 @@
 
 use std::{thread, time::Instant};
 
-use crate::support::{Namespace, Pair, Tools, said, state};
+use crate::support::{Namespace, Pair, Tools, assert_same, said, state};
 
 const ALL: &str = "--dns-port 15053 --close-wait-timeout 1h --exclude-outbound-cidrs 192.0.2.0/24,2001:db8::/32";
 
@@ -140,6 +140,9 @@ fn other_options_half_a_set_and_none_are_told_apart() {
         assert!(code == 9 && words.contains("missing"), "{words}");
         let (code, words) = run("verify --exclude-uids 3");
         assert!(code == 9 && words.contains("are missing"), "{words}");
+        // As rules of a version that said something else would be.
+        let (code, words) = run("verify --proxy-uid 7");
+        assert!(code == 9 && words.contains("by another version; install again"), "{words}");
         // What it stands on.
         pod.sh("ip -6 addr del ::6/128 dev lo");
         let (code, words) = run("verify");
@@ -150,6 +153,43 @@ fn other_options_half_a_set_and_none_are_told_apart() {
         pod.sh("ip -6 addr add ::6/128 dev lo preferred_lft 0");
         let (code, words) = run("status");
         assert!(code == 9 && words.contains("a run was cut off"), "{words}");
+    }
+}
+
+/// Chains of ours without their rules, and the rule of a verify that was killed after its interface had gone.
+#[test]
+fn what_is_there_without_its_rules_is_no_redirection_and_not_nothing() {
+    for tools in Tools::all() {
+        let pod = Namespace::new();
+        tools.prepare(&pod);
+        let nothing = state(&pod);
+        let run = |command: &str| {
+            let output = tools.outrigger(&pod, command);
+            (output.status.code().unwrap(), said(&output))
+        };
+        let flush = |chain: &str| match tools.backend {
+            "nft" => _ = pod.sh(&format!("nft flush chain inet outrigger {}", chain.to_lowercase())),
+            _ => tools.sh(&pod, &format!("iptables -t nat -F OUTRIGGER_{chain}")),
+        };
+        tools.must(&pod, "install");
+        flush("OUTBOUND");
+        let (code, words) = run("status");
+        assert!(code == 9 && words.to_lowercase().contains("outbound holds no rule"), "{}: {words}", tools.backend);
+        tools.must(&pod, "install");
+        assert_eq!(run("status").0, 0, "{}", tools.backend);
+        if tools.backend == "nft" {
+            pod.sh("nft -j list chains inet | jq -r '.nftables[].chain.name | values' | while read chain; do
+                    nft flush chain inet outrigger $chain; done; ip -6 addr del ::6/128 dev lo");
+            let (code, words) = run("status");
+            assert!(code == 9 && words.contains("hold no rule"), "{words}");
+        }
+        tools.must(&pod, "remove");
+        pod.sh("ip rule add pref 15007 from 192.0.2.9 lookup 15007");
+        let (code, words) = run("status");
+        assert!(code == 9 && words.contains("rule 15007 of a verify"), "{}: {words}", tools.backend);
+        run("remove");
+        assert_same(&state(&pod), &nothing, tools.backend);
+        assert_eq!(run("status").0, 10);
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use outrigger_iptables::{
+    Mode, Options,
     backend::{Choice, Kind},
     plan::{Outcome, Packet, Plan, Protocol, Way},
     print,
@@ -100,28 +101,88 @@ fn every_backend_decides_as_the_plan_for_random_options_and_packets() {
     }
 }
 
+type Decider = Box<dyn Fn(&Packet, Way) -> Fate>;
+
+/// What a set of scripts does after each has been changed so.
+fn changed(kind: Kind, options: &Options, good: &str, bad: &str) -> Decider {
+    let mut scripts = print(options, Choice::Fixed(kind), Duration::ZERO).unwrap().scripts;
+    assert!(scripts.iter().any(|script| script.text.contains(good)), "{kind} has no {good:?}");
+    for script in &mut scripts {
+        script.text = script.text.replace(good, bad);
+    }
+    match kind {
+        Kind::Nft => {
+            let rules = nft::Ruleset::parse(&scripts[0].text);
+            Box::new(move |packet, way| rules.decide(packet, way))
+        }
+        _ => {
+            let rules = iptables::Ruleset::parse(&scripts);
+            Box::new(move |packet, way| rules.decide(packet, way))
+        }
+    }
+}
+
+/// Each of these changes of a script must be noticed by some packet.
+fn all_are_noticed(kinds: &[Kind], options: &Options, changes: &[(&str, &str)]) {
+    let plan = Plan::new(options).unwrap();
+    for kind in kinds {
+        for (good, bad) in changes {
+            let broken = changed(*kind, options, good, bad);
+            let mut random = Rng::with_seed(7);
+            let noticed = (0..100_000).any(|_| {
+                let way = if random.bool() { Way::Arriving } else { Way::Leaving };
+                let packet = random::packet(&mut random, options, way);
+                broken(&packet, way) != plan.decide(&packet, way).into()
+            });
+            assert!(noticed, "{kind}: nobody noticed that {good:?} became {bad:?}");
+        }
+    }
+}
+
 #[test]
 fn the_evaluators_see_a_rule_that_is_wrong() {
-    // Each of these changes of a script must be noticed by some packet.
-    let options = outrigger_iptables::Options { dns_port: Some(15053), ..Default::default() };
-    let plan = Plan::new(&options).unwrap();
-    let nft_text = print(&options, Choice::Fixed(Kind::Nft), Duration::ZERO).unwrap().scripts.remove(0).text;
-    for (good, bad) in [
-        ("tcp dport 15020 return", "tcp dport 15021 return"),
-        ("meta skuid 1337 return", "meta skuid 1338 return"),
-        ("redirect to :15001", "redirect to :15002"),
-        ("ct zone set 2", "ct zone set 3"),
-        ("ip daddr != 127.0.0.0/8", "ip daddr 127.0.0.0/8"),
-        ("fib daddr type local jump peers", "jump peers"),
-    ] {
-        assert!(nft_text.contains(good), "{good}");
-        let broken = nft::Ruleset::parse(&nft_text.replace(good, bad));
-        let mut random = Rng::with_seed(7);
-        let noticed = (0..100_000).any(|_| {
-            let way = if random.bool() { Way::Arriving } else { Way::Leaving };
-            let packet = random::packet(&mut random, &options, way);
-            broken.decide(&packet, way) != plan.decide(&packet, way).into()
-        });
-        assert!(noticed, "nobody noticed that {good:?} became {bad:?}");
-    }
+    let redirect = Options { dns_port: Some(15053), ..Options::default() };
+    let tproxy = Options { mode: Mode::Tproxy, ..Options::default() };
+    all_are_noticed(
+        &[Kind::Nft],
+        &redirect,
+        &[
+            ("tcp dport 15020 return", "tcp dport 15021 return"),
+            ("meta skuid 1337 return", "meta skuid 1338 return"),
+            ("redirect to :15001", "redirect to :15002"),
+            ("ct zone set 2", "ct zone set 3"),
+            ("ip daddr != 127.0.0.0/8", "ip daddr 127.0.0.0/8"),
+            ("fib daddr type local jump peers", "jump peers"),
+        ],
+    );
+    all_are_noticed(
+        &[Kind::Nft],
+        &tproxy,
+        &[
+            ("iifname \"lo\" return", "iifname \"eth0\" return"),
+            ("ct mark & 0x2000 == 0x2000 drop", "ct mark & 0x2000 == 0x2000 return"),
+        ],
+    );
+    let both = [Kind::IptablesNft, Kind::IptablesLegacy];
+    all_are_noticed(
+        &both,
+        &redirect,
+        &[
+            ("--dports 15020", "--dports 15021"),
+            ("--uid-owner 1337", "--uid-owner 1338"),
+            ("REDIRECT --to-ports 15001", "REDIRECT --to-ports 15002"),
+            ("CT --zone 2", "CT --zone 3"),
+            ("! -d 127.0.0.0/8", "-d 127.0.0.0/8"),
+            ("--syn -m addrtype --dst-type LOCAL", "--syn"),
+        ],
+    );
+    all_are_noticed(
+        &both,
+        &tproxy,
+        &[
+            ("-A OUTRIGGER_TRANSPARENT -i lo", "-A OUTRIGGER_TRANSPARENT -i eth0"),
+            ("--mark 0x2000/0x2000 -m comment --comment leg_", "--mark 0x4000/0x4000 -m comment --comment leg_"),
+            ("--ctdir REPLY", "--ctdir ORIGINAL"),
+        ],
+    );
 }

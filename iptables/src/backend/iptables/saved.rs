@@ -70,6 +70,15 @@ impl Tables {
         self.0.iter().flat_map(|(name, table)| of(name, table)).collect()
     }
 
+    /// Our chains that hold no rule, each after its table.
+    pub(super) fn empty_chains(&self) -> Vec<String> {
+        let of = |name: &String, table: &Table| -> Vec<String> {
+            let is_empty = |chain: &&String| !table.rules.iter().any(|rule| rule.starts_with(&format!("-A {chain} ")));
+            table.chains.iter().filter(is_empty).map(|chain| format!("{name} {chain}")).collect()
+        };
+        self.0.iter().flat_map(|(name, table)| of(name, table)).collect()
+    }
+
     /// Takes out the rules that decide about new connections. The jumps to their chains stay, and with them the hooks
     /// by which the kernel goes on translating.
     pub(super) fn let_drain(&mut self) {
