@@ -12,7 +12,9 @@ use time::OffsetDateTime;
 
 use crate::{
     attest::{Evidence, Refusal, attest, attest_lost_answer},
-    authority::{Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject, rfc3339},
+    authority::{
+        Authority, AuthorityError, RequestedKey, SecretKey, SignedCertificate, Subject, SubjectError, rfc3339,
+    },
     store::{AuthorityState, CredentialKind, LogEntry, StoreError, Transaction},
 };
 
@@ -68,8 +70,11 @@ pub fn on_evidence(
         (attested, _) => attested?,
     };
     may_issue(tx, authority, Some(&attested.subject.id))?;
+    key_is_free(tx, key, &attested.subject.id, attested.kind, now)?;
+    names_are_free(tx, &attested.subject, now)?;
     admit(&attested.subject.id)?;
     let certificate = authority.sign_workload(&attested.subject, key, ttl, now)?;
+    tx.hold_key(&key.hash(), attested.subject.id.as_str(), certificate.not_after)?;
     let owner = Owner::from(attested.subject);
     record(tx, certificate, owner, attested.kind, Some(attested.reference), now)
 }
@@ -85,7 +90,10 @@ pub fn for_operator(
     by: Option<String>,
 ) -> Result<Issued, IssueError> {
     may_issue(tx, authority, Some(&subject.id))?;
+    key_is_free(tx, key, &subject.id, CredentialKind::Operator, now)?;
+    names_are_free(tx, subject, now)?;
     let certificate = authority.sign_workload(subject, key, ttl, now)?;
+    tx.hold_key(&key.hash(), subject.id.as_str(), certificate.not_after)?;
     record(tx, certificate, Owner::from(subject.clone()), CredentialKind::Operator, by, now)
 }
 
@@ -121,6 +129,33 @@ fn may_issue(tx: &mut Transaction<'_>, authority: &Authority, id: Option<&Spiffe
         return Err(Refusal::Blocked { id: id.to_string(), at: rfc3339(at) }.into());
     }
     Ok(())
+}
+
+/// A key proves one identity: while there is a certificate for it, nobody else gets one, however he proves who he is. With a
+/// join token a key gets one certificate at all, so that of many who have copied both key and tokens one is served, and the
+/// others are noticed. Who renews, is vouched for by Kubernetes or is an operator may come with the same key again.
+fn key_is_free(
+    tx: &mut Transaction<'_>,
+    key: &RequestedKey,
+    id: &SpiffeId,
+    kind: CredentialKind,
+    now: OffsetDateTime,
+) -> Result<(), IssueError> {
+    match tx.key_holder(&key.hash(), now)? {
+        Some(holder) if holder != id.as_str() || kind == CredentialKind::Token => {
+            Err(Refusal::KeyUsed(key.hash()).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whoever holds a name of the CA's own could stand between the CA and those who enrol. What a server was started with
+/// (`serve --name`), here or at another replica, its certificate says.
+fn names_are_free(tx: &mut Transaction<'_>, subject: &Subject, now: OffsetDateTime) -> Result<(), IssueError> {
+    match tx.name_of_a_server(&subject.dns_names, now)? {
+        Some(name) => Err(AuthorityError::from(SubjectError::ReservedName(name)).into()),
+        None => Ok(()),
+    }
 }
 
 struct Owner {

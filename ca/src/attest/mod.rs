@@ -26,7 +26,7 @@ pub use service_account::{DnsTemplate, DnsTemplateError, VouchedAccount};
 pub use token_review::TokenReview;
 
 use crate::{
-    authority::{Authority, Subject, SubjectError},
+    authority::{Authority, Subject, SubjectError, hex},
     limits::Exceeded,
     store::{CredentialKind, StoreError, Transaction},
 };
@@ -239,6 +239,11 @@ pub enum Refusal {
     /// The certificate shown was taken back.
     #[error("the client certificate was revoked at {0} and renews nothing; enrol again with a join token")]
     CertificateRevoked(String),
+    /// Somebody has a certificate for the key.
+    #[error(
+        "there is a certificate for the request's key already (SHA-256 {}); make a new key for each enrolment, and look at who else has this one", hex(.0)
+    )]
+    KeyUsed([u8; 32]),
     /// An operator let nothing be issued for the id.
     #[error(
         "{id} is blocked since {at}; if it shall have certificates again: \"outrigger-ca revoke --unblock --id {id}\""
@@ -294,6 +299,7 @@ impl Refusal {
             Self::Certificate(_) => "certificate",
             Self::CertificateExpired(_) => "certificate_expired",
             Self::CertificateRevoked(_) => "certificate_revoked",
+            Self::KeyUsed(_) => "key_used",
             Self::Blocked { .. } => "blocked",
             Self::Subject(_) => "subject",
             Self::TooMany { .. } => "rate_limited",

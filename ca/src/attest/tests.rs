@@ -202,7 +202,7 @@ fn hostile_certificates_renew_nothing_even_when_our_key_signed_them() {
 #[test]
 fn an_answer_that_was_lost_is_given_once_more_for_the_same_key_and_by_another_process_alone() {
     let key = || RequestedKey::of(&KeyPair::generate().unwrap()).unwrap();
-    let (ours, other) = (key(), key());
+    let (first, ours, other) = (key(), key(), key());
     let used = |result: Result<issue::Issued, IssueError>| {
         let error = result.unwrap_err();
         assert!(matches!(error, IssueError::Refused(Refusal::TokenUsed(_))), "{error}");
@@ -210,21 +210,22 @@ fn an_answer_that_was_lost_is_given_once_more_for_the_same_key_and_by_another_pr
     let mut world = world();
     let evidence = Evidence::JoinToken(TokenHash::of(world.token(Duration::from_secs(600)).as_str()));
     // This process has answered and knows it.
-    world.enrol_key(&ours, &evidence, now()).unwrap();
-    used(world.enrol_key(&ours, &evidence, now()));
+    world.enrol_key(&first, &evidence, now()).unwrap();
+    used(world.enrol_key(&first, &evidence, now()));
 
     // The one before it may have died with the answer.
     let subject = world.authority.subject("spiffe://mesh.example/a", &["a.mesh".into()]).unwrap();
     let before = OffsetDateTime::now_utc() - Duration::from_secs(10);
-    let mut dead = |age: Duration| {
+    let mut dead = |key: &RequestedKey, age: Duration| {
         let token = create_token(&mut world.database, &subject, Duration::from_secs(3600), before - age).unwrap();
         let evidence = Evidence::JoinToken(TokenHash::of(token.as_str()));
-        (world.enrol_key(&ours, &evidence, before - age).unwrap(), evidence)
+        (world.enrol_key(key, &evidence, before - age).unwrap(), evidence)
     };
-    let ((lost, evidence), (_, late)) = (dead(Duration::ZERO), dead(WINDOW));
+    let long_ago = key();
+    let ((lost, evidence), (_, late)) = (dead(&ours, Duration::ZERO), dead(&long_ago, WINDOW));
     let now = OffsetDateTime::now_utc();
     used(world.enrol_key(&other, &evidence, now));
-    used(world.enrol_key(&ours, &late, now));
+    used(world.enrol_key(&long_ago, &late, now));
     let again = world.enrol_key(&ours, &evidence, now).unwrap();
     assert_eq!(again.id.unwrap().as_str(), "spiffe://mesh.example/a");
     assert_eq!(again.credential, CredentialKind::Certificate);

@@ -9,6 +9,10 @@ use std::{
 use rcgen::{Issuer, PublicKeyData as _};
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
+use x509_parser::{
+    extensions::GeneralName,
+    prelude::{FromDer, X509Certificate},
+};
 
 use super::{
     Authority, AuthorityError, DATABASE, Member, Members, Password, ROOT_KEY, SETTINGS, ServerNameText, Settings,
@@ -26,11 +30,33 @@ pub struct Directory {
     active: Member,
     root: Member,
     bundle_pem: String,
+    only_looks: bool,
 }
 
 impl Directory {
-    /// Reads a directory made by [`super::init`] and what its database says of it, and no key.
+    /// Reads a directory made by [`super::init`] and what its database says of it, and no key. What an earlier version left
+    /// is brought up to date.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
+        let (settings, location) = Self::settings(dir)?;
+        let mut database = Database::at(&location, &settings.trust_domain, Claim::Existing)?;
+        import::run(&mut database, dir, &settings, OffsetDateTime::now_utc())?;
+        Self::of(dir.to_owned(), settings, database.snapshot(Members::load)?)
+    }
+
+    /// The same for who only looks: nothing is changed, and no writer kept waiting.
+    pub fn look(dir: &Path) -> Result<Self, AuthorityError> {
+        let (settings, location) = Self::settings(dir)?;
+        let mut database = Database::look(&location, &settings.trust_domain)?;
+        let this = Self::of(dir.to_owned(), settings, database.snapshot(Members::load)?)?;
+        Ok(Self { only_looks: true, ..this })
+    }
+
+    /// Whether its database is to be looked at only.
+    pub fn only_looks(&self) -> bool {
+        self.only_looks
+    }
+
+    fn settings(dir: &Path) -> Result<(Settings, Location), AuthorityError> {
         let settings_path = dir.join(SETTINGS);
         let text = match std::fs::read(&settings_path) {
             Ok(text) => text,
@@ -42,9 +68,7 @@ impl Directory {
         let settings: Settings =
             serde_json::from_slice(&text).map_err(|e| files::damaged(&settings_path, e.to_string()))?;
         let location = Location::choose(settings.database.as_deref(), &dir.join(DATABASE))?;
-        let mut database = Database::at(&location, &settings.trust_domain, Claim::Existing)?;
-        import::run(&mut database, dir, &settings, OffsetDateTime::now_utc())?;
-        Self::of(dir.to_owned(), settings, database.snapshot(Members::load)?)
+        Ok((settings, location))
     }
 
     fn of(dir: PathBuf, settings: Settings, members: Members) -> Result<Self, AuthorityError> {
@@ -56,7 +80,7 @@ impl Directory {
         let active = active.cloned().ok_or(AuthorityError::NothingActive)?;
         let root = members.root_of(&active).cloned().ok_or(AuthorityError::NothingActive)?;
         let bundle_pem = members.bundle_pem();
-        Ok(Self { dir, settings, members, ring, active, root, bundle_pem })
+        Ok(Self { dir, settings, members, ring, active, root, bundle_pem, only_looks: false })
     }
 
     pub(super) fn with_members(&self, members: Members) -> Result<Self, AuthorityError> {
@@ -65,8 +89,31 @@ impl Directory {
 
     /// Reads the intermediate's key too, with the password if it is encrypted.
     pub fn unlock(self, password: Option<&Password>) -> Result<Authority, AuthorityError> {
+        self.check_active()?;
         let issuer = self.issuer(&self.active, &self.intermediate_key_path(), password)?;
         Ok(Authority { directory: self, issuer: Arc::new(issuer), opened_at: whole_second(OffsetDateTime::now_utc()) })
+    }
+
+    /// What would be signed with another intermediate leads nowhere, or into another trust domain.
+    fn check_active(&self) -> Result<(), AuthorityError> {
+        let path = self.certificate_path(&self.active);
+        let damaged = |why: String| files::damaged(&path, why);
+        let read = |der| X509Certificate::from_der(der).map(|(_, certificate)| certificate);
+        let active = read(&self.active.der).map_err(|e| damaged(e.to_string()))?;
+        let root = read(&self.root.der).map_err(|e| damaged(e.to_string()))?;
+        if active.verify_signature(Some(root.public_key())).is_err() {
+            return Err(damaged(format!("the root \"{}\" has not signed it", root.subject())));
+        }
+        let own = format!("spiffe://{}", self.settings.trust_domain);
+        let names = active.subject_alternative_name().map_err(|e| damaged(e.to_string()))?;
+        let foreign = names.iter().flat_map(|names| &names.value.general_names).find_map(|name| match name {
+            GeneralName::URI(uri) if *uri != own => Some((*uri).to_owned()),
+            _ => None,
+        });
+        match foreign {
+            Some(uri) => Err(damaged(format!("it is for {uri}, and this CA for {own}"))),
+            None => Ok(()),
+        }
     }
 
     /// A member with its key, which must be the one in the file.

@@ -5,6 +5,7 @@
 
 use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use rustls::pki_types::{CertificateSigningRequestDer, alg_id, pem::PemObject};
+use sha2::{Digest as _, Sha256};
 use x509_parser::{
     asn1_rs::Any,
     oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ED25519},
@@ -79,6 +80,11 @@ impl RequestedKey {
     /// The public half of a key that this process has just made.
     pub fn of(key: &impl PublicKeyData) -> Result<Self, RequestError> {
         SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map(Self).map_err(|_| RequestError::KeyKind)
+    }
+
+    /// SHA-256 of its subjectPublicKeyInfo.
+    pub fn hash(&self) -> [u8; 32] {
+        Sha256::digest(self.0.subject_public_key_info()).into()
     }
 
     /// Whether it is the key of this certificate.

@@ -30,7 +30,7 @@ impl FromStr for Format {
 }
 
 pub(crate) fn show(dir: &Path, output: Output) -> Outcome {
-    let directory = Directory::open(dir)?;
+    let directory = Directory::look(dir)?;
     let pem = directory.bundle_pem();
     let roots: Vec<_> = directory.members().roots().map(root).collect();
     let value = json!({
@@ -52,7 +52,7 @@ fn root(root: &Member) -> serde_json::Value {
 }
 
 pub(crate) fn export(dir: &Path, format: Format, out: Option<&Path>, force: bool, output: Output) -> Outcome {
-    let directory = Directory::open(dir)?;
+    let directory = Directory::look(dir)?;
     let text = match format {
         Format::Pem => directory.bundle_pem().to_owned(),
         Format::Spiffe => directory.members().bundle_json() + "\n",

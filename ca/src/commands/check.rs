@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::{Failure, Kind, Outcome, Output};
 
 pub(crate) fn check(dir: &Path, password: Option<&Password>, output: Output) -> Outcome {
-    let directory = Directory::open(dir)?;
+    let directory = Directory::look(dir)?;
     let checks = check_health(directory, password, OffsetDateTime::now_utc());
     let told = checks.iter().try_for_each(|check| {
         let line = format!("{:7} {}: {}", check.level.as_str(), check.name, check.detail);

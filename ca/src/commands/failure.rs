@@ -181,6 +181,7 @@ fn store_code(error: &StoreError) -> &'static str {
         StoreError::Taken { .. } => "database_taken",
         StoreError::OtherTrustDomain { .. } => "database_trust_domain",
         StoreError::Newer { .. } => "database_newer",
+        StoreError::Older { .. } => "database_older",
         StoreError::Damaged(_) => "database_damaged",
     }
 }

@@ -71,7 +71,7 @@ pub(crate) fn verify(wish: Verify, output: Output) -> Outcome {
     if let Some(path) = &wish.bundle {
         expect.roots = Some(inspect::read_certificates(path)?);
     } else if let Some(dir) = &wish.dir {
-        let directory = Directory::open(dir)?;
+        let directory = Directory::look(dir)?;
         expect.roots = Some(directory.members().roots().map(|root| root.der.clone()).collect());
         expect.trust_domain.get_or_insert_with(|| directory.trust_domain().clone());
     }

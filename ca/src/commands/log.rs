@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use super::{Failure, Outcome, Output};
 
 pub(crate) fn list(dir: &Path, output: Output) -> Outcome {
-    let directory = Directory::open(dir)?;
+    let directory = Directory::look(dir)?;
     let mut database = Database::of(&directory)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     database.snapshot(|tx| tx.for_each::<Failure>(|record| Ok(write(&mut out, &record, output.json)?)))?;
@@ -47,7 +47,7 @@ fn write(out: &mut impl Write, record: &LogRecord, json: bool) -> io::Result<()>
 }
 
 pub(crate) fn verify(dir: &Path, head: Option<ChainHash>, output: Output) -> Outcome {
-    let directory = Directory::open(dir)?;
+    let directory = Directory::look(dir)?;
     let mut database = Database::of(&directory)?;
     let (report, (revocations, revocations_head)) =
         database.snapshot::<_, ChainFault>(|tx| Ok((tx.verify_chain(head)?, tx.verify_revocations()?)))?;

@@ -148,7 +148,7 @@ fn living_value(living: &Living) -> Value {
 }
 
 pub(crate) fn status(dir: &Path, output: Output) -> Outcome {
-    let directory = Directory::open(dir)?;
+    let directory = Directory::look(dir)?;
     let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
     let status = directory.status(&mut database, now)?;

@@ -49,7 +49,7 @@ fn create_in(dir: &Path, id: &str, dns: &[String], ttl: Duration) -> Result<Toke
 }
 
 pub(crate) fn list(dir: &Path, output: Output) -> Outcome {
-    let directory = Directory::open(dir)?;
+    let directory = Directory::look(dir)?;
     let mut database = Database::of(&directory)?;
     let now = OffsetDateTime::now_utc();
     database

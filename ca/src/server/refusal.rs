@@ -97,6 +97,7 @@ impl From<Refusal> for Refused {
             | Refusal::TokenExpired(_)
             | Refusal::CertificateExpired(_) => Self::caller(Code::Unauthenticated, refusal.reason(), words),
             Refusal::CertificateRevoked(_)
+            | Refusal::KeyUsed(_)
             | Refusal::Blocked { .. }
             | Refusal::Certificate(_)
             | Refusal::Subject(_) => Self::caller(Code::PermissionDenied, refusal.reason(), words),

@@ -69,6 +69,16 @@ pub enum StoreError {
         /// The newest that this program knows.
         known: usize,
     },
+    /// An older program's, and looking must not change it.
+    #[error(
+        "the CA's database has schema version {found}, and this program needs {known}; looking does not change it: start \"outrigger-ca serve\" of this version, or look with the older outrigger-ca"
+    )]
+    Older {
+        /// Version in the database.
+        found: usize,
+        /// The one that this program needs.
+        known: usize,
+    },
     /// A row holds something that this program never writes.
     #[error("the CA's database holds {0}; restore it from a backup")]
     Damaged(String),

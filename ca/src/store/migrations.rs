@@ -55,10 +55,31 @@ const STEPS: &[Step] = &[
     Step { sqlite: Work::Code(chain_the_log), postgres: Work::Sql(POSTGRES_TOKENS_AND_LOG) },
     Step { sqlite: Work::Sql(authorities::SQLITE), postgres: Work::Sql(authorities::POSTGRES) },
     Step { sqlite: Work::Sql(BY_CREDENTIAL), postgres: Work::Sql(BY_CREDENTIAL) },
+    Step { sqlite: Work::Sql(KEYS_SQLITE), postgres: Work::Sql(KEYS_POSTGRES) },
 ];
 
 /// What became of a token, or of a certificate.
 const BY_CREDENTIAL: &str = "CREATE INDEX issued_by_credential ON issued (credential_ref)";
+
+/// Whose the keys of certificates are, and what the enrolment servers call themselves.
+const KEYS_SQLITE: &str = "
+    CREATE TABLE certified_key (
+        hash      BLOB PRIMARY KEY CHECK (length(hash) = 32), -- SHA-256 of the subjectPublicKeyInfo
+        id        TEXT NOT NULL,           -- SPIFFE id of the certificates for it
+        not_after INTEGER NOT NULL         -- of the last of them
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX certified_key_by_end ON certified_key (not_after);
+    CREATE INDEX issued_to_servers ON issued (not_after) WHERE id IS NULL;
+";
+const KEYS_POSTGRES: &str = "
+    CREATE TABLE certified_key (
+        hash      BYTEA PRIMARY KEY CHECK (octet_length(hash) = 32), -- SHA-256 of the subjectPublicKeyInfo
+        id        TEXT NOT NULL,           -- SPIFFE id of the certificates for it
+        not_after BIGINT NOT NULL          -- of the last of them
+    );
+    CREATE INDEX certified_key_by_end ON certified_key (not_after);
+    CREATE INDEX issued_to_servers ON issued (not_after) WHERE id IS NULL;
+";
 
 const POSTGRES_TOKENS_AND_LOG: &str = "
     CREATE TABLE token (
@@ -111,8 +132,19 @@ const POSTGRES_TOKENS_AND_LOG: &str = "
         FOR EACH ROW EXECUTE FUNCTION issued_is_pruned_behind_an_anchor();
 ";
 
-/// Brings the schema up to date, in one transaction.
+/// Whether the schema is the one that this program knows; nothing is changed.
+pub(super) fn expect_current(sql: &mut dyn Sql) -> Result<(), StoreError> {
+    match look(sql)? {
+        found if found == STEPS.len() => Ok(()),
+        found => Err(StoreError::Older { found, known: STEPS.len() }),
+    }
+}
+
+/// Brings the schema up to date, in one transaction. Where it is, nobody is kept from writing.
 pub(super) fn run(sql: &mut dyn Sql) -> Result<(), StoreError> {
+    if look(sql)? == STEPS.len() {
+        return Ok(());
+    }
     sql.begin(Mode::Migrate)?;
     if let Err(error) = steps(sql) {
         sql.rollback();
@@ -121,13 +153,23 @@ pub(super) fn run(sql: &mut dyn Sql) -> Result<(), StoreError> {
     sql.commit().map_err(CommitError::into_inner)
 }
 
-fn steps(sql: &mut dyn Sql) -> Result<(), StoreError> {
+fn look(sql: &mut dyn Sql) -> Result<usize, StoreError> {
+    sql.begin(Mode::Read)?;
+    let found = found(sql);
+    sql.rollback();
+    found
+}
+
+/// The version of the schema, at most the newest that is known.
+fn found(sql: &mut dyn Sql) -> Result<usize, StoreError> {
     let found = sql.schema_version()?;
     let known = STEPS.len();
     let found = usize::try_from(found).map_err(|_| StoreError::Damaged(format!("schema version {found}")))?;
-    if found > known {
-        return Err(StoreError::Newer { found, known });
-    }
+    if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
+}
+
+fn steps(sql: &mut dyn Sql) -> Result<(), StoreError> {
+    let (found, known) = (found(sql)?, STEPS.len());
     for step in &STEPS[found..] {
         let work = match sql.dialect() {
             Dialect::Sqlite => &step.sqlite,

@@ -9,6 +9,7 @@ mod authorities;
 mod chain;
 mod crls;
 mod error;
+mod keys;
 mod location;
 mod log;
 mod migrations;
@@ -70,17 +71,49 @@ impl std::fmt::Debug for Database {
 impl Database {
     /// The database of the CA in this directory.
     pub fn of(directory: &Directory) -> Result<Self, StoreError> {
-        Self::at(&directory.database()?, directory.trust_domain(), Claim::Existing)
+        let (location, trust_domain) = (directory.database()?, directory.trust_domain());
+        if directory.only_looks() {
+            Self::look(&location, trust_domain)
+        } else {
+            Self::at(&location, trust_domain, Claim::Existing)
+        }
+    }
+
+    /// The same for who only looks: a database that this program would have to change first is left alone.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Older`] for one of an earlier version: its server may be running.
+    pub fn look(location: &Location, trust_domain: &TrustDomain) -> Result<Self, StoreError> {
+        Self::reach(location, trust_domain, Claim::Existing, migrations::expect_current)
     }
 
     /// Opens a database, brings its schema up to date, and sees whose it is. An SQLite file is its folder's.
     pub fn at(location: &Location, trust_domain: &TrustDomain, claim: Claim) -> Result<Self, StoreError> {
+        Self::reach(location, trust_domain, claim, migrations::run)
+    }
+
+    fn reach(
+        location: &Location,
+        trust_domain: &TrustDomain,
+        claim: Claim,
+        schema: fn(&mut dyn Sql) -> Result<(), StoreError>,
+    ) -> Result<Self, StoreError> {
         let url = match location {
-            Location::File(path) => return Self::open(path),
+            Location::File(path) => {
+                let mut sqlite = sqlite::Sqlite::open(path)?;
+                schema(&mut sqlite)?;
+                return Ok(Self { sql: Box::new(sqlite) });
+            }
             Location::Postgres(url) => url,
         };
         let mut postgres = postgres::Postgres::open(url.clone())?;
-        migrations::run(&mut postgres)?;
+        let empty = |error| match error {
+            // Looking where there was never one.
+            StoreError::Older { found: 0, .. } => StoreError::NoCa(url.to_string()),
+            other => other,
+        };
+        schema(&mut postgres).map_err(empty)?;
         let mut this = Self { sql: Box::new(postgres) };
         let (database, own) = (url.to_string(), trust_domain.to_string());
         let found = this.snapshot(|tx| tx.query_first("SELECT trust_domain FROM ca", &[]))?;

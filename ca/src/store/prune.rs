@@ -30,6 +30,7 @@ impl Transaction<'_> {
     /// Never removes the record of a certificate that is still good at `now`: renewal looks it up.
     pub fn prune(&mut self, expired_before: OffsetDateTime, now: OffsetDateTime) -> Result<Pruned, StoreError> {
         let limit = expired_before.min(now);
+        self.forget_keys(limit)?;
         let last = self.query_first(
             "SELECT seq, hash FROM issued
              WHERE seq < coalesce((SELECT min(seq) FROM issued WHERE not_after >= ?1), 9223372036854775807)
@@ -52,6 +53,7 @@ impl Transaction<'_> {
     ) -> Result<Forgot, E> {
         let limit = expired_before.min(now);
         let tokens = self.forget_tokens(limit, at_once)?;
+        self.forget_keys(limit)?;
         let (mut last, mut before) = self.anchor()?.unwrap_or((0, ChainHash::GENESIS));
         let mut over = 0;
         for record in self.oldest(at_once)? {

@@ -170,6 +170,74 @@ fn a_token_is_spent_once_and_not_after_its_time() {
 }
 
 #[test]
+fn a_key_is_its_holders_until_the_last_certificate_for_it_is_over_and_then_forgotten() {
+    for place in places() {
+        let mut db = place.open();
+        let key = [7; 32];
+        let mut holder = |now| db.transaction(|tx| tx.key_holder(&key, now)).unwrap();
+        assert_eq!(holder(at(0)), None);
+        let mut hold = |id: &str, until| db.transaction(|tx| tx.hold_key(&key, id, until)).unwrap();
+        hold("spiffe://mesh.example/a", at(60));
+        // A shorter one does not end the longer.
+        hold("spiffe://mesh.example/a", at(10));
+        let mut holder = |now| db.transaction(|tx| tx.key_holder(&key, now)).unwrap();
+        assert_eq!(holder(at(60)).as_deref(), Some("spiffe://mesh.example/a"));
+        assert_eq!(holder(at(61)), None);
+        db.transaction(|tx| tx.hold_key(&key, "spiffe://mesh.example/b", at(70))).unwrap();
+        let mut holder = |now| db.transaction(|tx| tx.key_holder(&key, now)).unwrap();
+        assert_eq!(holder(at(65)).as_deref(), Some("spiffe://mesh.example/b"));
+        db.transaction(|tx| tx.prune(at(71), at(71))).unwrap();
+        let mut holder = |now| db.transaction(|tx| tx.key_holder(&key, now)).unwrap();
+        assert_eq!(holder(at(0)), None, "it is forgotten");
+    }
+}
+
+#[test]
+fn the_names_of_servers_are_known_from_their_certificates() {
+    for place in places() {
+        let mut db = place.open();
+        let server = LogEntry { id: None, dns_names: vec!["ca.mesh".into(), "127.0.0.1".into()], ..entry("01") };
+        db.transaction(|tx| tx.append(&server)).unwrap();
+        db.transaction(|tx| tx.append(&entry("02"))).unwrap();
+        let mut taken = |names: &[&str], now| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            db.transaction(|tx| tx.name_of_a_server(&names, now)).unwrap()
+        };
+        assert_eq!(taken(&["x.mesh", "ca.mesh"], at(60)).as_deref(), Some("ca.mesh"));
+        assert_eq!(taken(&["a.mesh", "mesh"], at(60)), None);
+        assert_eq!(taken(&["ca.mesh"], at(61)), None);
+        assert_eq!(taken(&[], at(60)), None);
+    }
+}
+
+#[test]
+fn who_only_looks_changes_nothing_and_waits_for_nobody() {
+    for place in places() {
+        let mut db = place.open();
+        let looked = db.transaction(|_| {
+            let mut other = Database::look(&place.location, &domain())?;
+            other.snapshot(|tx| tx.tokens_waiting(at(0)))
+        });
+        assert_eq!(looked.unwrap(), 0, "while somebody writes");
+    }
+    let file = file();
+    let location = Location::File(file.path().to_owned());
+    let version = || {
+        let db = rusqlite::Connection::open(file.path()).unwrap();
+        db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap()
+    };
+    assert!(matches!(Database::look(&location, &domain()), Err(StoreError::Older { found: 0, .. })));
+    assert_eq!(version(), 0);
+    drop(Database::open(file.path()).unwrap());
+    Database::look(&location, &domain()).unwrap();
+    let known = version();
+    rusqlite::Connection::open(file.path()).unwrap().pragma_update(None, "user_version", known - 1).unwrap();
+    let error = Database::look(&location, &domain()).unwrap_err();
+    assert!(error.to_string().contains("looking does not change it"), "{error}");
+    assert_eq!(version(), known - 1);
+}
+
+#[test]
 fn a_newer_schema_is_left_alone_and_a_lost_file_is_not_made_anew() {
     let file = file();
     drop(Database::open(file.path()).unwrap());

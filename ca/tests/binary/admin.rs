@@ -54,7 +54,8 @@ async fn a_locked_ca_that_runs_issues_signs_and_makes_tokens_without_its_passwor
     assert_eq!(chain.matches("BEGIN CERTIFICATE").count(), 2);
 
     let token = ok(&["token", "create", "--admin-socket", &socket, "--id", ID, "--ttl", "5m"]);
-    ask(&server, &ca.bundle(), Credential::Token(token.trim().to_owned()), csr.as_str()).await.unwrap();
+    let (_, another) = new_key_and_csr(None).unwrap();
+    ask(&server, &ca.bundle(), Credential::Token(token.trim().to_owned()), another.as_str()).await.unwrap();
 
     let by = format!("admin socket, uid {}", nix::unistd::geteuid());
     let log = ca.log();

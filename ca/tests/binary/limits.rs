@@ -27,9 +27,10 @@ async fn failures_are_limited_by_address_and_successes_are_not() {
     let ca = Ca::new();
     let server = ca.serve_with(&[&METRICS[..], &["--failed-attempts", "1/m:3"]].concat());
     let (bundle, tokens) = (ca.bundle(), ca.tokens(40));
-    let (key, csr) = new_key_and_csr(None).unwrap();
+    let (mut key, mut csr) = new_key_and_csr(None).unwrap();
     let mut enrolled = None;
     for token in &tokens[..30] {
+        (key, csr) = new_key_and_csr(None).unwrap();
         enrolled = Some(ask(&server, &bundle, Credential::Token(token.clone()), csr.as_str()).await.unwrap());
     }
     for _ in 0..3 {
@@ -58,8 +59,8 @@ async fn failures_are_limited_by_address_and_successes_are_not() {
 #[tokio::test]
 async fn nobody_gets_a_longer_life_than_the_server_allows() {
     let ca = Ca::new();
-    let (_, csr) = new_key_and_csr(None).unwrap();
     let life = async |options: &[&str], wished: Option<u64>| {
+        let (_, csr) = new_key_and_csr(None).unwrap();
         let (server, bundle, token) = (ca.serve_with(options), ca.bundle(), ca.token(ID));
         let (credential, ttl) = (Credential::Token(token), wished.map(Duration::from_secs));
         let address = &server.address;
@@ -89,19 +90,18 @@ async fn a_thousand_sidecars_that_start_at_once_behind_one_address_are_all_serve
     let ca = Ca::new();
     let server = ca.serve_with(&METRICS);
     let (bundle, tokens) = (Arc::new(ca.bundle()), ca.tokens(HERD));
-    let (_, csr) = new_key_and_csr(None).unwrap();
-    let csr = Arc::new(csr.as_str().to_owned());
     let began = Instant::now();
     let mut herd = tokio::task::JoinSet::new();
     for token in tokens {
-        let (bundle, csr, address) = (Arc::clone(&bundle), Arc::clone(&csr), server.address.clone());
+        let (bundle, address) = (Arc::clone(&bundle), server.address.clone());
+        let (_, csr) = new_key_and_csr(None).unwrap();
         herd.spawn(async move {
             let credential = Credential::Token(token);
             let request = EnrolRequest {
                 address: &address,
                 bundle_pem: &bundle,
                 credential,
-                csr_pem: &csr,
+                csr_pem: csr.as_str(),
                 ttl: None,
                 cluster_id: None,
             };
@@ -122,14 +122,16 @@ async fn one_identity_is_limited_and_its_token_survives_the_refusal() {
     let ca = Ca::new();
     let server = ca.serve_with(&["--id-rate", "2/s:2"]);
     let (bundle, tokens) = (ca.bundle(), ca.tokens(3));
-    let (_, csr) = new_key_and_csr(None).unwrap();
-    let renew = |token: &str| ask(&server, &bundle, Credential::Token(token.to_owned()), csr.as_str());
+    let renew = async |token: &str| {
+        let (_, csr) = new_key_and_csr(None).unwrap();
+        ask(&server, &bundle, Credential::Token(token.to_owned()), csr.as_str()).await
+    };
     renew(&tokens[0]).await.unwrap();
     renew(&tokens[1]).await.unwrap();
     let error = renew(&tokens[2]).await.unwrap_err();
     assert!(error.to_string().contains("this identity"), "{error}");
     let other = ca.token("spiffe://mesh.example/other");
-    ask(&server, &bundle, Credential::Token(other), csr.as_str()).await.unwrap();
+    renew(&other).await.unwrap();
     sleep(Duration::from_secs(1)).await;
     renew(&tokens[2]).await.unwrap();
 }

@@ -65,19 +65,82 @@ async fn of_a_hundred_callers_with_one_token_exactly_one_wins() {
     }
 }
 
-/// One key says nothing about who its holder is, so each token counts for itself: no two certificates share a serial,
-/// and none is unrecorded.
+/// Somebody has copied a key, and has a token for each of a hundred tries.
 #[tokio::test]
-async fn of_a_hundred_callers_with_one_key_each_gets_a_certificate_and_a_record_of_its_own() {
+async fn of_a_hundred_callers_with_one_key_exactly_one_wins_and_the_tokens_of_the_others_are_not_spent() {
     let ca = Ca::new();
-    let (server, bundle, one) = (ca.serve(), ca.bundle(), csr());
-    let callers: Vec<_> = ca.tokens(CALLERS).into_iter().map(|token| (Credential::Token(token), one.clone())).collect();
+    // Failures of an address are limited, which is not what this is about.
+    let (server, bundle, one) = (ca.serve_with(&["--failed-attempts", "1000/s:1000"]), ca.bundle(), csr());
+    let tokens = ca.tokens(CALLERS);
+    let callers: Vec<_> = tokens.iter().map(|token| (Credential::Token(token.clone()), one.clone())).collect();
     let results = race(&server, &bundle, callers).await;
-    let arrived: HashSet<String> = results.iter().map(|r| serial(r.as_ref().unwrap())).collect();
-    assert_eq!(arrived.len(), CALLERS, "two certificates with one serial");
-    let logged = logged(&ca, "token");
-    assert_eq!(logged.len(), CALLERS);
-    assert_eq!(logged.into_iter().collect::<HashSet<_>>(), arrived);
+    let winners: Vec<String> = results.iter().filter_map(|r| r.as_ref().ok().map(serial)).collect();
+    assert_eq!(winners.len(), 1);
+    for error in results.iter().filter_map(|r| r.as_ref().err()) {
+        assert!(error.is_permanent() && error.to_string().contains("make a new key"), "{error}");
+    }
+    assert_eq!(logged(&ca, "token"), winners, "the winner's certificate alone is recorded");
+    // With keys of their own the others are served.
+    let others = results.iter().zip(tokens).filter(|(result, _)| result.is_err()).map(|(_, token)| token);
+    let others: Vec<_> = others.map(|token| (Credential::Token(token), csr())).collect();
+    assert_eq!(others.len(), CALLERS - 1);
+    assert!(race(&server, &bundle, others).await.iter().all(Result::is_ok));
+}
+
+/// Whoever proves what: while a key has a certificate of one identity, it gets none of another.
+#[tokio::test]
+async fn a_key_proves_one_identity() {
+    let ca = Ca::new();
+    let (server, bundle) = (ca.serve(), ca.bundle());
+    let (key, request) = new_key_and_csr(None).unwrap();
+    let ask = |credential| (credential, request.as_str().to_owned());
+    let first = race(&server, &bundle, [ask(Credential::Token(ca.token(ID)))]).await.remove(0).unwrap();
+    let other = ca.token("spiffe://mesh.example/other");
+    let error = race(&server, &bundle, [ask(Credential::Token(other))]).await.remove(0).unwrap_err();
+    assert!(error.to_string().contains("a certificate for the request's key already"), "{error}");
+    let file = ca.dir.path().join("request.pem");
+    std::fs::write(&file, request.as_str()).unwrap();
+    let sign = |id: &str, out: &str| {
+        let (file, out) = (file.to_str().unwrap().to_owned(), ca.path(out));
+        crate::run(&["sign", &file, "--dir", &ca.path("ca"), "--id", id, "--out", &out])
+    };
+    let refused = sign("spiffe://mesh.example/other", "other");
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("make a new key"));
+    // Its own identity it may have again: by renewal, and from an operator.
+    let own = Credential::Certificate { chain_pem: first.chain_pem, key_pem: key.as_str().to_owned() };
+    assert!(race(&server, &bundle, [ask(own)]).await[0].is_ok());
+    let again = sign(ID, "again");
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+}
+
+#[tokio::test]
+async fn what_a_server_calls_itself_no_workload_may_be_called() {
+    let ca = Ca::new();
+    let named = |out: &str| {
+        let (dir, out) = (ca.path("ca"), ca.path(out));
+        crate::run(&["issue", "--dir", &dir, "--id", ID, "--dns", "extra.mesh", "--out", &out])
+    };
+    assert!(named("before").status.success());
+    let _server = ca.serve_with(&["--name", "extra.mesh"]);
+    let refused = named("after");
+    assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("extra.mesh"));
+}
+
+/// Somebody who may write the database put another root above our intermediate.
+#[tokio::test]
+async fn an_intermediate_under_another_root_signs_nothing() {
+    let (ca, stranger) = (Ca::new(), Ca::new());
+    let root = |ca: &Ca| -> Vec<u8> {
+        let sql = "SELECT certificate FROM authority WHERE kind = 'root'";
+        ca.sqlite().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let sql = "UPDATE authority SET certificate = ?1 WHERE kind = 'root'";
+    ca.sqlite().execute(sql, [root(&stranger)]).unwrap();
+    let issued = crate::run(&["issue", "--dir", &ca.path("ca"), "--id", ID, "--out", &ca.path("out")]);
+    assert!(!issued.status.success());
+    let said = String::from_utf8_lossy(&issued.stderr);
+    assert!(said.contains("has not signed it"), "{said}");
 }
 
 #[tokio::test]
