@@ -14,6 +14,15 @@ use commands::{
 };
 use outrigger_ca::authority::{NewRoot, SharedRoot};
 
+/// Keys are in this process's memory: no core file of it, and nobody else of its user attaches to it.
+fn hide_memory() {
+    let hidden = nix::sys::prctl::set_dumpable(false)
+        .and_then(|()| nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0));
+    if let Err(why) = hidden {
+        tracing::warn!(%why, "core files of this process cannot be switched off");
+    }
+}
+
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -23,6 +32,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    hide_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

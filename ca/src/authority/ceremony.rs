@@ -265,6 +265,7 @@ fn make_room(dir: &Path, force: bool, now: OffsetDateTime) -> Result<Option<Path
     if !force {
         return Err(AuthorityError::Exists { dir: dir.display().to_string(), file });
     }
+    let _alone = files::hold(dir, true)?.ok_or_else(|| AuthorityError::Served { dir: dir.display().to_string() })?;
     // The random part keeps two replacements within one second apart.
     let aside = dir.join(format!("replaced-{}-{}", now.unix_timestamp(), hex(&super::random_bytes::<2>()?)));
     DirBuilder::new().mode(0o700).create(&aside).map_err(|e| files::error("create", &aside, e))?;

@@ -51,6 +51,11 @@ impl Directory {
         Ok(Self { only_looks: true, ..this })
     }
 
+    /// Keeps `init --force` from replacing this CA until the file is dropped. `None`: that is under way.
+    pub fn hold(&self) -> Result<Option<std::fs::File>, AuthorityError> {
+        files::hold(&self.dir, false)
+    }
+
     /// Whether its database is to be looked at only.
     pub fn only_looks(&self) -> bool {
         self.only_looks

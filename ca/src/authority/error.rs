@@ -24,6 +24,12 @@ pub enum AuthorityError {
         /// The file that shows it.
         file: &'static str,
     },
+    /// A server works with the CA that is to be replaced.
+    #[error("\"outrigger-ca serve\" runs on {dir}, and would go on with the CA that is to be replaced; stop it first")]
+    Served {
+        /// The directory.
+        dir: String,
+    },
     /// A file could not be read or written.
     #[error("cannot {action} {path}: {source}; check that it exists and that this user may do so")]
     File {

@@ -1,7 +1,7 @@
 //! Files of keys and certificates: whole or not at all, and private from their first byte.
 
 use std::{
-    fs::{File, Permissions},
+    fs::{File, Permissions, TryLockError},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -71,5 +71,20 @@ pub(super) fn warn_if_shared(path: &Path) {
         && meta.permissions().mode() & 0o077 != 0
     {
         tracing::warn!(file = %path.display(), "others on this machine can read this secret of the CA; run \"chmod 600\" on it");
+    }
+}
+
+/// A lock on a CA's folder until the file is dropped: servers share it, and who puts another CA there has it `alone`.
+/// `None`: somebody has it who is in the way.
+pub(super) fn hold(dir: &Path, alone: bool) -> Result<Option<File>, AuthorityError> {
+    let folder = File::open(dir).map_err(|e| error("open", dir, e))?;
+    match if alone { folder.try_lock() } else { folder.try_lock_shared() } {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        // A file system without locks keeps nobody from serving.
+        Err(TryLockError::Error(why)) => {
+            tracing::warn!(dir = %dir.display(), %why, "the folder cannot be locked");
+            Ok(Some(folder))
+        }
     }
 }

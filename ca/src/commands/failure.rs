@@ -110,6 +110,7 @@ impl From<AuthorityError> for Failure {
         let (kind, code) = match &error {
             AuthorityError::Missing { .. } => (Kind::NotFound, "no_ca"),
             AuthorityError::Exists { .. } => (Kind::Refused, "ca_exists"),
+            AuthorityError::Served { .. } => (Kind::Refused, "ca_served"),
             AuthorityError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 (Kind::NotFound, "no_file")
             }

@@ -21,7 +21,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Outcome, Output, PruneAfter};
+use super::{Failure, Kind, Outcome, Output, PruneAfter};
 use crate::cli::AttestationArgs;
 
 pub(crate) struct Serve {
@@ -52,6 +52,10 @@ const OTHER_FILES: u64 = 128;
 pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     let Serve { listen, names, metrics_listen, admin_socket, attestation, mut limits, prune_after, password } = wish;
     let mut authority = Authority::open(dir, password.as_ref())?;
+    let _held = authority.hold()?.ok_or_else(|| {
+        let message = format!("\"outrigger-ca init --force\" is replacing the CA in {}; start again", dir.display());
+        Failure::new(Kind::Refused, "ca_replaced", message)
+    })?;
     authority.add_server_names(names);
     let (attestation, told) = super::attestation::attestation(attestation)?;
     if let Some(told) = told {

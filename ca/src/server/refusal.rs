@@ -125,6 +125,7 @@ impl From<IssueError> for Refused {
                 AuthorityError::Retired { .. } => Self::own(Code::Unavailable, "retired", error.to_string()),
                 AuthorityError::Missing { .. }
                 | AuthorityError::Exists { .. }
+                | AuthorityError::Served { .. }
                 | AuthorityError::File { .. }
                 | AuthorityError::Damaged { .. }
                 | AuthorityError::Locked { .. }

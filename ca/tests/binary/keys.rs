@@ -168,3 +168,20 @@ fn whether_keys_are_encrypted_is_said_and_no_password_is_stronger_than_the_envir
     assert!(said.contains("not encrypted") && said.contains("--password-file"), "{said}");
     refused(&["init", "--trust-domain", "x", "--dir", "/nonexistent/x", "--no-password", "--password-file", "x"]);
 }
+
+#[tokio::test]
+async fn a_ca_that_is_served_is_not_replaced_and_its_memory_is_nobody_elses() {
+    let ca = Ca::new();
+    let replace = || run(&["init", "--dir", &ca.path("ca"), "--trust-domain", "mesh.example", "--force"]);
+    let server = ca.serve();
+    let refused = replace();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(3), "{said}");
+    assert!(said.contains("stop it first"), "{said}");
+    let proc = format!("/proc/{}", server.child.id());
+    let limits = std::fs::read_to_string(format!("{proc}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    drop(server);
+    assert!(replace().status.success());
+}

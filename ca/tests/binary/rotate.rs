@@ -52,6 +52,7 @@ async fn the_intermediate_is_replaced_and_certificates_of_the_old_one_renew_unde
     assert_eq!(ca.json(&["check"]).0, 0);
 
     // Another CA in its place takes every file of this one aside.
+    drop(server);
     let init = ok(&["init", "--dir", &dir, "--trust-domain", "mesh.example", "--force"]);
     let left = std::fs::read_dir(&dir)
         .unwrap()
