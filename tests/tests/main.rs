@@ -1,6 +1,7 @@
 //! One program, because what they share takes longer to link than most of them to run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod balancing;
 mod breakers;
 mod ca;
 mod connections;

@@ -18,6 +18,10 @@
 //! be the next to fall (Envoy's `healthy_panic_threshold`). The group that is used then is the lowest-numbered one with
 //! an available endpoint, or the lowest-numbered of all, so a panic never turns from a live group to a dead one.
 //!
+//! # Policies
+//! `least_request` compares the same two by the requests under way alone; `random` draws one. `round_robin` and the hashing
+//! ones have an order of their own ([`Stride`], [`Table`]), and go on in it past an endpoint that cannot be used.
+//!
 //! # Aperture
 //! Of very many equal endpoints a worker uses only as many as its load needs, as Finagle's aperture does: each one used
 //! costs a connection, its handshake and its memory, and requests that share a connection share its writes. Where most
@@ -29,8 +33,8 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{PeakEwma, alias};
-use crate::config::Percent;
+use super::{PeakEwma, alias, hashing::Table, stride::Stride};
+use crate::config::{LoadBalancing, LoadBalancingPolicy, Percent};
 
 /// How often an endpoint that cannot be used is drawn again before all are looked at.
 const REDRAWS: usize = 8;
@@ -59,6 +63,8 @@ pub trait Candidate {
     fn weight(&self) -> u32;
     /// The group that it belongs to; lower numbers first.
     fn priority(&self) -> u16;
+    /// What it is known by to hashing policies: the same in every process.
+    fn identity(&self) -> u64;
     /// Its place in the order in which endpoints come into use where there are very many: random, and always the same.
     fn seat(&self) -> u64;
     /// Whether it may be used: not ejected, and not waiting to be dialled again.
@@ -81,6 +87,15 @@ struct Group {
     pressure: Cell<u32>,
     /// Whether another one came into use since the last sweep.
     widened: Cell<bool>,
+    order: Order,
+}
+
+/// How one endpoint of a group follows another.
+enum Order {
+    /// It does not: they are drawn.
+    Chance,
+    Turns(Stride),
+    Hash(Table),
 }
 
 /// Seconds added to every latency before two are compared: below this a difference is the scheduler's, and one late
@@ -93,6 +108,7 @@ const CLOSE: f64 = 4.0;
 /// Picks an endpoint for each request.
 pub struct Balancer<E> {
     panic_threshold: usize,
+    policy: LoadBalancing,
     endpoints: Vec<Rc<E>>,
     groups: Vec<Group>,
     counted_at: Cell<Option<Instant>>,
@@ -100,9 +116,10 @@ pub struct Balancer<E> {
 
 impl<E: Candidate> Balancer<E> {
     /// A balancer without endpoints. See [`crate::config::OutlierDetection::panic_threshold`]; 0 switches panic off.
-    pub fn new(panic_threshold: Percent) -> Self {
+    pub fn new(panic_threshold: Percent, policy: &LoadBalancing) -> Self {
         Self {
             panic_threshold: usize::from(panic_threshold.get()),
+            policy: policy.clone(),
             endpoints: Vec::new(),
             groups: Vec::new(),
             counted_at: Cell::new(None),
@@ -132,7 +149,8 @@ impl<E: Candidate> Balancer<E> {
                     alias::Weights::Table(_) => effective.iter().map(|w| w / mean).collect(),
                 };
                 let len = members.len();
-                let all = len <= FEW || matches!(weights, alias::Weights::Table(_));
+                let compares = matches!(self.policy.policy, LoadBalancingPolicy::PeakEwma);
+                let all = len <= FEW || !compares || matches!(weights, alias::Weights::Table(_));
                 let open = if all { len } else { opened(members[0].priority()).clamp(LEAST_OPEN, len) };
                 let group = Group {
                     start,
@@ -143,6 +161,7 @@ impl<E: Candidate> Balancer<E> {
                     open: Cell::new(open),
                     pressure: Cell::new(0),
                     widened: Cell::new(false),
+                    order: self.order(members, &effective),
                 };
                 start += len;
                 group
@@ -150,6 +169,18 @@ impl<E: Candidate> Balancer<E> {
             .collect();
         self.endpoints = endpoints;
         self.counted_at.set(None);
+    }
+
+    fn order(&self, members: &[Rc<E>], weights: &[f64]) -> Order {
+        let known = || members.iter().map(|e| e.identity()).zip(weights.iter().copied()).collect::<Vec<_>>();
+        match self.policy.policy {
+            LoadBalancingPolicy::PeakEwma | LoadBalancingPolicy::LeastRequest | LoadBalancingPolicy::Random => {
+                Order::Chance
+            }
+            LoadBalancingPolicy::RoundRobin => Order::Turns(Stride::new(weights)),
+            LoadBalancingPolicy::RingHash => Order::Hash(Table::ring(&known(), self.policy.ring_hash)),
+            LoadBalancingPolicy::Maglev => Order::Hash(Table::maglev(&known(), self.policy.maglev)),
+        }
     }
 
     /// The endpoints, in order of priority.
@@ -163,16 +194,23 @@ impl<E: Candidate> Balancer<E> {
     }
 
     /// Picks an endpoint for a request that has been sent to `tried` already. `None` where there is no endpoint, or
-    /// where none is available and panic is switched off.
-    pub fn pick(&self, now: Instant, tried: &[Rc<E>]) -> Option<Rc<E>> {
-        let index = self.quick(now, tried).or_else(|| self.thorough(now, tried))?;
+    /// where none is available and panic is switched off. `hash` is the request's, for the policies that go by it.
+    pub fn pick(&self, now: Instant, tried: &[Rc<E>], hash: Option<u64>) -> Option<Rc<E>> {
+        let index = self.quick(now, tried, hash).or_else(|| self.thorough(now, tried, hash))?;
         self.endpoints.get(index).cloned()
     }
 
-    /// The common case: the first two that are drawn from the first group can both be used.
-    fn quick(&self, now: Instant, tried: &[Rc<E>]) -> Option<usize> {
+    /// The common case: the first two that are drawn from the first group, or whose turn it is in it, can be used.
+    fn quick(&self, now: Instant, tried: &[Rc<E>], hash: Option<u64>) -> Option<usize> {
         let group = self.groups.first()?;
+        if let Some(mut ordered) = group.ordered(hash) {
+            // A turn that is not used is not lost: `thorough` goes on behind it.
+            return ordered.next().filter(|i| self.is_untried(*i, tried) && self.endpoints[*i].is_available(now));
+        }
         let first = group.draw();
+        if self.policy.policy == LoadBalancingPolicy::Random {
+            return (self.is_untried(first, tried) && self.endpoints[first].is_available(now)).then_some(first);
+        }
         let second = group.draw_other(first);
         let usable = |i: usize| self.is_untried(i, tried) && self.endpoints[i].is_available(now);
         if first == second {
@@ -197,45 +235,53 @@ impl<E: Candidate> Balancer<E> {
     }
 
     /// Some endpoint cannot be used: perhaps a panic, perhaps another group.
-    fn thorough(&self, now: Instant, tried: &[Rc<E>]) -> Option<usize> {
+    fn thorough(&self, now: Instant, tried: &[Rc<E>], hash: Option<u64>) -> Option<usize> {
         if self.endpoints.is_empty() {
             return None;
         }
         self.count(now, self.endpoints.len() <= FEW);
-        if let Some(found) = self.by_count(now, tried) {
+        if let Some(found) = self.by_count(now, tried, hash) {
             return Some(found);
         }
         // The count was of a moment ago. Before anybody is told that there is no endpoint, count again.
         self.count(now, true);
-        self.by_count(now, tried)
+        self.by_count(now, tried, hash)
     }
 
-    fn by_count(&self, now: Instant, tried: &[Rc<E>]) -> Option<usize> {
+    fn by_count(&self, now: Instant, tried: &[Rc<E>], hash: Option<u64>) -> Option<usize> {
         let available: usize = self.groups.iter().map(|g| g.available.get()).sum();
         let live = || self.groups.iter().filter(|g| g.available.get() > 0);
         if available * 100 < self.panic_threshold * self.endpoints.len() {
             let group = live().next().or(self.groups.first())?;
             return self
-                .choose(group, now, |i| self.is_untried(i, tried))
-                .or_else(|| self.choose(group, now, |_| true));
+                .choose(group, now, hash, |i| self.is_untried(i, tried))
+                .or_else(|| self.choose(group, now, hash, |_| true));
         }
         let is_available = |i: usize| self.endpoints[i].is_available(now);
         if !tried.is_empty() {
             let untried = |i: usize| self.is_untried(i, tried) && is_available(i);
-            if let Some(found) = live().find_map(|group| self.choose(group, now, untried)) {
+            if let Some(found) = live().find_map(|group| self.choose(group, now, hash, untried)) {
                 return Some(found);
             }
         }
-        live().find_map(|group| self.choose(group, now, is_available))
+        live().find_map(|group| self.choose(group, now, hash, is_available))
     }
 
-    /// The cheaper of two usable endpoints of a group.
-    fn choose(&self, group: &Group, now: Instant, usable: impl Fn(usize) -> bool) -> Option<usize> {
+    /// A usable endpoint of a group: the next in its order, or the cheaper of two.
+    fn choose(&self, group: &Group, now: Instant, hash: Option<u64>, usable: impl Fn(usize) -> bool) -> Option<usize> {
+        if let Some(mut ordered) = group.ordered(hash) {
+            let found = ordered.find(|i| usable(*i));
+            // The same order for the same hash to its end.
+            return found.or_else(|| group.from(hash).find(|i| usable(*i)));
+        }
         let drawn = || std::iter::repeat_with(|| group.draw()).take(REDRAWS).find(|i| usable(*i));
         let Some(first) = drawn() else {
             group.widen();
             return self.scan(group, now, usable);
         };
+        if self.policy.policy == LoadBalancingPolicy::Random {
+            return Some(first);
+        }
         let second = if group.relative.is_empty() {
             std::iter::repeat_with(|| group.draw_other(first)).take(REDRAWS / 2).find(|i| *i != first && usable(*i))
         } else {
@@ -247,8 +293,7 @@ impl<E: Candidate> Balancer<E> {
     /// Hardly any endpoint of the group can be used: looks at them in turn, from a random one on. Few endpoints are all
     /// looked at and chosen from by weight (a reservoir of one, twice); among many the first that can be used is taken.
     fn scan(&self, group: &Group, now: Instant, usable: impl Fn(usize) -> bool) -> Option<usize> {
-        let from = fastrand::usize(..group.len);
-        let mut found = (from..group.len).chain(0..from).map(|k| group.start + k).filter(|i| usable(*i));
+        let mut found = group.from(None).filter(|i| usable(*i));
         if group.len > FEW {
             return found.next();
         }
@@ -268,6 +313,10 @@ impl<E: Candidate> Balancer<E> {
     fn cheaper(&self, group: &Group, first: usize, second: usize, now: Instant) -> usize {
         if first == second {
             return first;
+        }
+        if self.policy.policy == LoadBalancingPolicy::LeastRequest {
+            let under_way = |i: usize| f64::from(self.endpoints[i].load().in_flight()) / group.relative(i);
+            return if under_way(second) < under_way(first) { second } else { first };
         }
         let cost = |i: usize| {
             let load = self.endpoints[i].load();
@@ -296,6 +345,24 @@ impl<E: Candidate> Balancer<E> {
 }
 
 impl Group {
+    /// The endpoints in the order of the policy, where it has one for this request.
+    fn ordered(&self, hash: Option<u64>) -> Option<impl Iterator<Item = usize> + '_> {
+        let (turns, hashed) = match (&self.order, hash) {
+            (Order::Turns(stride), _) => (Some(stride), None),
+            (Order::Hash(table), Some(hash)) => (None, Some(table.candidates(hash))),
+            (Order::Chance, _) | (Order::Hash(_), None) => return None,
+        };
+        // Twice around: a turn of the lightest may take long to come.
+        let turns = turns.into_iter().flat_map(|stride| std::iter::repeat_with(|| stride.next()).take(2 * self.len));
+        Some(turns.chain(hashed.into_iter().flatten()).map(|k| self.start + k))
+    }
+
+    /// All of them, from one on that follows from the hash, or from a random one.
+    fn from(&self, hash: Option<u64>) -> impl Iterator<Item = usize> + '_ {
+        let from = hash.map_or_else(|| fastrand::usize(..self.len), |hash| (hash % self.len as u64) as usize);
+        (from..self.len).chain(0..from).map(|k| self.start + k)
+    }
+
     fn draw(&self) -> usize {
         self.start
             + match self.weights {
@@ -344,3 +411,8 @@ impl Group {
 #[allow(clippy::unwrap_used)]
 #[path = "picker_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "policies_tests.rs"]
+mod policies;

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use super::*;
 
-struct Server {
-    id: usize,
-    ewma: PeakEwma,
+pub(super) struct Server {
+    pub(super) id: usize,
+    pub(super) ewma: PeakEwma,
     weight: u32,
     priority: u16,
-    available: Cell<bool>,
+    pub(super) available: Cell<bool>,
     /// How often anybody looked at it: its load or its availability.
     looked: Rc<Cell<usize>>,
 }
@@ -28,23 +28,35 @@ impl Candidate for Server {
     fn seat(&self) -> u64 {
         self.id as u64
     }
+    fn identity(&self) -> u64 {
+        crate::balance::hash(&self.id.to_le_bytes())
+    }
     fn is_available(&self, _: Instant) -> bool {
         self.looked.set(self.looked.get() + 1);
         self.available.get()
     }
 }
 
-struct World {
-    balancer: Balancer<Server>,
+pub(super) struct World {
+    pub(super) balancer: Balancer<Server>,
     looked: Rc<Cell<usize>>,
-    now: Instant,
+    pub(super) now: Instant,
 }
 
 impl World {
     /// Servers by `(weight, priority)`, all measured at 5 ms.
     fn new(panic_threshold: u8, servers: impl IntoIterator<Item = (u32, u16)>) -> Self {
+        Self::with(LoadBalancingPolicy::PeakEwma, panic_threshold, servers)
+    }
+
+    pub(super) fn with(
+        policy: LoadBalancingPolicy,
+        panic_threshold: u8,
+        servers: impl IntoIterator<Item = (u32, u16)>,
+    ) -> Self {
         let (looked, now) = (Rc::new(Cell::new(0)), Instant::now());
-        let mut balancer = Balancer::new(Percent::new_const(panic_threshold));
+        let mut balancer =
+            Balancer::new(Percent::new_const(panic_threshold), &LoadBalancing { policy, ..LoadBalancing::default() });
         let server = |(id, (weight, priority))| {
             let (available, looked) = (Cell::new(true), Rc::clone(&looked));
             let server = Server { id, ewma: PeakEwma::new(now), weight, priority, available, looked };
@@ -60,16 +72,16 @@ impl World {
         Self::new(panic_threshold, std::iter::repeat_n((1, 0), n))
     }
 
-    fn server(&self, id: usize) -> &Rc<Server> {
+    pub(super) fn server(&self, id: usize) -> &Rc<Server> {
         self.balancer.endpoints().iter().find(|s| s.id == id).unwrap()
     }
 
-    fn lose(&self, ids: impl IntoIterator<Item = usize>) {
+    pub(super) fn lose(&self, ids: impl IntoIterator<Item = usize>) {
         ids.into_iter().for_each(|id| self.server(id).available.set(false));
     }
 
     fn pick(&self) -> usize {
-        self.balancer.pick(self.now, &[]).unwrap().id
+        self.balancer.pick(self.now, &[], None).unwrap().id
     }
 
     fn shares(&self, picks: usize) -> HashMap<usize, f64> {
@@ -79,7 +91,7 @@ impl World {
     }
 }
 
-fn seeded() {
+pub(super) fn seeded() {
     let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("SEED={seed}");
     fastrand::seed(seed);
@@ -177,7 +189,7 @@ fn an_unavailable_endpoint_is_never_picked_outside_panic() {
         let all = world.balancer.endpoints();
         let (up, panic) = (world.balancer.available(world.now), |up: usize| up * 100 < usize::from(threshold) * n);
         for _ in 0..20 {
-            let Some(picked) = world.balancer.pick(world.now, &tried) else {
+            let Some(picked) = world.balancer.pick(world.now, &tried, None) else {
                 assert!(threshold == 0 && up == 0, "nothing picked of {n}, {up} available, threshold {threshold}");
                 continue;
             };
@@ -208,10 +220,10 @@ fn a_pick_among_ten_thousand_looks_at_a_handful() {
         // A third is down, and what the request tried is avoided: still a handful, and one count of all every 50 ms.
         world.lose((0..10_000).filter(|i| i % 3 == 0));
         let tried = [Rc::clone(world.server(1)), Rc::clone(world.server(2))];
-        world.balancer.pick(world.now, &tried);
+        world.balancer.pick(world.now, &tried, None);
         world.looked.set(0);
         for _ in 0..1_000 {
-            assert!(world.balancer.pick(world.now, &tried).unwrap().available.get());
+            assert!(world.balancer.pick(world.now, &tried, None).unwrap().available.get());
         }
         assert!(world.looked.get() <= 20_000, "a third down: {} looks for 1,000 picks", world.looked.get());
     }
@@ -237,7 +249,7 @@ fn a_retry_goes_elsewhere_and_to_the_next_priority_rather_than_back() {
     seeded();
     let world = World::new(50, [(1, 0), (1, 0), (1, 5)]);
     let [a, b, c] = [0, 1, 2].map(|id| Rc::clone(world.server(id)));
-    let pick = |tried: &[Rc<Server>]| world.balancer.pick(world.now, tried).unwrap().id;
+    let pick = |tried: &[Rc<Server>]| world.balancer.pick(world.now, tried, None).unwrap().id;
     assert!((0..100).all(|_| pick(std::slice::from_ref(&a)) == 1));
     assert!((0..100).all(|_| pick(&[Rc::clone(&a), Rc::clone(&b)]) == 2));
     assert!((0..100).all(|_| pick(&[Rc::clone(&a), Rc::clone(&b), Rc::clone(&c)]) < 2), "all tried: back to the first");
@@ -270,8 +282,8 @@ fn with_panic_off_nothing_available_is_nothing_picked() {
     world.lose([0, 1]);
     assert!((0..100).all(|_| world.pick() == 2));
     world.lose([2]);
-    assert!(world.balancer.pick(world.now, &[]).is_none());
-    assert!(World::equal(50, 0).balancer.pick(world.now, &[]).is_none(), "and of none there is nothing to pick");
+    assert!(world.balancer.pick(world.now, &[], None).is_none());
+    assert!(World::equal(50, 0).balancer.pick(world.now, &[], None).is_none(), "and of none there is nothing to pick");
 }
 
 #[test]
@@ -279,7 +291,7 @@ fn a_count_of_a_moment_ago_never_hides_the_last_endpoint_of_many() {
     seeded();
     let world = World::equal(0, 1_000);
     world.lose(0..1_000);
-    assert!(world.balancer.pick(world.now, &[]).is_none());
+    assert!(world.balancer.pick(world.now, &[], None).is_none());
     world.server(77).available.set(true);
     assert_eq!(world.pick(), 77, "although no time has passed since all were counted");
 }
@@ -307,13 +319,13 @@ fn of_very_many_only_as_many_are_used_as_the_load_needs() {
     let used = |picks| world.shares(picks).len();
     assert_eq!(used(2_000), LEAST_OPEN, "one request at a time");
     // Requests that stay under way: each endpoint in use has a few of them, and no more.
-    let held: Vec<_> = (0..2_000).map(|_| world.balancer.pick(world.now, &[]).unwrap()).collect();
+    let held: Vec<_> = (0..2_000).map(|_| world.balancer.pick(world.now, &[], None).unwrap()).collect();
     for server in &held {
         server.ewma.begin(world.now);
     }
     let mut most = HashMap::<usize, u32>::new();
     for _ in 0..2_000 {
-        let server = world.balancer.pick(world.now, &[]).unwrap();
+        let server = world.balancer.pick(world.now, &[], None).unwrap();
         server.ewma.begin(world.now);
         *most.entry(server.id).or_default() += 1;
     }

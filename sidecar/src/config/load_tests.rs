@@ -349,3 +349,30 @@ fn every_variable_of_the_table_is_a_path_of_the_schema() {
         assert!(all.pointer(&pointer).is_some(), "{name}: the schema has no {path}");
     }
 }
+
+#[test]
+fn a_policy_without_what_it_goes_by_and_sizes_that_hold_nobody_are_refused() {
+    let service = |balancing: &str| format!("services:\n- name: a.mesh\n  port: 80\n  load_balancing: {balancing}\n");
+    let long = "{ policy: maglev, hash: [{ header: x-user }], ";
+    for (balancing, words) in [
+        ("{ policy: maglev }", vec!["would go to a random endpoint", "give hash"]),
+        ("{ hash: [{ header: x-user }] }", vec!["uses no hash", "ring_hash or maglev"]),
+        ("{ policy: ring_hash, hash: [{}] }", vec!["not exactly one thing", "source_address: true"]),
+        (
+            "{ policy: ring_hash, hash: [{ header: a, cookie: b }] }",
+            vec!["not exactly one thing", "source_address: true"],
+        ),
+        ("{ policy: ring_hash, hash: [{ cookie: '' }] }", vec!["the name is empty", "the name of a cookie"]),
+        (&format!("{long} maglev: {{ table_size: 65536 }} }}"), vec!["65536 is not prime", "65537"]),
+        (&format!("{long} maglev: {{ table_size: 6000011 }} }}"), vec!["beyond the limit", "5000011"]),
+        (&format!("{long} ring_hash: {{ minimum_ring_size: 0 }} }}"), vec!["0 places", "1 to 8388608"]),
+        (&format!("{long} ring_hash: {{ maximum_ring_size: 9 }} }}"), vec!["1024 is more than", "lower the other"]),
+        ("{ policy: rnd }", vec!["unknown value \"rnd\"", "did you mean \"random\"?"]),
+    ] {
+        let error = load_text(&service(balancing), &[]).expect_err(balancing);
+        assert!(error.starts_with("FILE:4:"), "{balancing}: {error}");
+        for word in words {
+            assert!(error.contains(word), "{balancing}: \"{word}\" is missing:\n{error}");
+        }
+    }
+}

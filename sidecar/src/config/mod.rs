@@ -9,6 +9,7 @@ mod fields;
 mod filters;
 mod filters_check;
 mod load;
+mod load_balancing;
 mod outline;
 mod problem;
 mod review;
@@ -31,6 +32,7 @@ pub use env::variables;
 pub use fields::{FieldName, FieldValue, GrpcCode, HostPattern, MethodMatch, OriginPattern, RouteName};
 pub use filters::*;
 pub use load::load;
+pub use load_balancing::*;
 pub use problem::ConfigError;
 pub use routes::*;
 pub use types::{CaAddress, Host, HumanDuration, IdPattern, Percent};
@@ -331,6 +333,9 @@ pub struct ServiceConfig {
     /// Bounds on what may be under way at once.
     #[serde(default)]
     pub circuit_breakers: CircuitBreakers,
+    /// Which endpoint takes the next request.
+    #[serde(default)]
+    pub load_balancing: LoadBalancing,
 }
 
 /// Where a service's endpoints come from.

@@ -6,8 +6,8 @@ use outrigger_identity::{SpiffeId, TrustDomain};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    Config, EndpointSource, HumanDuration, IdPattern, InboundMode, InboundPort, MtlsMode, Protocol, ServiceConfig,
-    problem::nearest,
+    Config, EndpointSource, HashPolicy, HumanDuration, IdPattern, InboundMode, InboundPort, LoadBalancing, MtlsMode,
+    Protocol, ServiceConfig, problem::nearest,
 };
 
 /// A broken rule.
@@ -259,6 +259,49 @@ impl Check {
         }
     }
 
+    fn load_balancing(&mut self, at: &impl Fn(&str) -> String, balancing: &LoadBalancing) {
+        let path = |field: &str| at(&format!("load_balancing.{field}"));
+        let hashing = balancing.policy.is_hashing();
+        if hashing && balancing.hash.is_empty() {
+            let message = "nothing says what requests are told apart by, so each would go to a random endpoint";
+            self.issue(path("policy"), message, "give hash, as [{ header: x-user }], or another policy");
+        }
+        if !hashing && !balancing.hash.is_empty() {
+            self.issue(path("hash"), "this policy uses no hash", "give policy: ring_hash or maglev, or leave hash out");
+        }
+        for (i, hash) in balancing.hash.iter().enumerate() {
+            let path = path(&format!("hash[{i}]"));
+            let HashPolicy { header, cookie, query, source_address, terminal: _ } = hash;
+            let given = [header.is_some(), cookie.is_some(), query.is_some(), *source_address];
+            if given.iter().filter(|given| **given).count() != 1 {
+                let message = "it names not exactly one thing";
+                self.issue(path.clone(), message, "give one of header, cookie, query and source_address: true");
+            }
+            if [cookie, query].into_iter().flatten().any(String::is_empty) {
+                self.issue(path, "the name is empty", "give the name of a cookie or of a query parameter");
+            }
+        }
+        let ring = balancing.ring_hash;
+        for (field, size) in
+            [("minimum_ring_size", ring.minimum_ring_size), ("maximum_ring_size", ring.maximum_ring_size)]
+        {
+            if size == 0 {
+                self.issue(path(&format!("ring_hash.{field}")), "0 places hold nobody", "give 1 to 8388608");
+            }
+            self.at_most(&path(&format!("ring_hash.{field}")), size, 8 * 1024 * 1024);
+        }
+        if ring.minimum_ring_size > ring.maximum_ring_size {
+            let message =
+                format!("{} is more than maximum_ring_size, {}", ring.minimum_ring_size, ring.maximum_ring_size);
+            self.issue(path("ring_hash.minimum_ring_size"), message, "raise the one or lower the other");
+        }
+        self.at_most(&path("maglev.table_size"), balancing.maglev.table_size, 5_000_011);
+        if !balancing.maglev.is_prime() {
+            let message = format!("{} is not prime, so some slots could stay empty", balancing.maglev.table_size);
+            self.issue(path("maglev.table_size"), message, "give a prime number, as 65537");
+        }
+    }
+
     fn service(&mut self, at: &impl Fn(&str) -> String, service: &ServiceConfig, domain: Option<&TrustDomain>) {
         self.port(at("port"), service.port);
         if let Some(EndpointSource::Static(addresses)) = &service.endpoints {
@@ -281,6 +324,7 @@ impl Check {
             self.member(&at(&format!("identities[{i}]")), &IdPattern::Exact(id.clone()), domain);
         }
         self.timeouts_and_retries(at, service);
+        self.load_balancing(at, &service.load_balancing);
 
         let outlier = &service.outlier_detection;
         let path = |field: &str| at(&format!("outlier_detection.{field}"));

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    balance::{Candidate, PeakEwma},
+    balance::{self, Candidate, PeakEwma},
     http::client::H2Pool,
     http1::client::Pool,
     resilience::{HostHealth, full_jitter},
@@ -27,6 +27,8 @@ const MAX_DOUBLINGS: u32 = 5;
 pub struct Endpoint {
     /// Where it is.
     pub address: SocketAddr,
+    /// A hash of the address, the same everywhere.
+    identity: u64,
     weight: Cell<u32>,
     priority: Cell<u16>,
     load: PeakEwma,
@@ -46,6 +48,7 @@ impl Endpoint {
     pub fn new(address: SocketAddr, weight: u32, priority: u16) -> Rc<Self> {
         Rc::new(Self {
             address,
+            identity: balance::hash(address.to_string().as_bytes()),
             weight: Cell::new(weight),
             priority: Cell::new(priority),
             load: PeakEwma::new(Instant::now()),
@@ -105,6 +108,10 @@ impl Candidate for Endpoint {
 
     fn priority(&self) -> u16 {
         self.priority.get()
+    }
+
+    fn identity(&self) -> u64 {
+        self.identity
     }
 
     fn seat(&self) -> u64 {

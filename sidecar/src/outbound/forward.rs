@@ -11,7 +11,8 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, request::Parts
 use tokio::time::Instant;
 
 use super::{
-    connect, endpoint::Endpoint, mirror::Copies, policy::Policy, retries::Retries, routed::LocalRule, service::Service,
+    affinity, connect, endpoint::Endpoint, mirror::Copies, policy::Policy, retries::Retries, routed::LocalRule,
+    service::Service,
 };
 use crate::{
     balance::Candidate,
@@ -225,8 +226,9 @@ async fn tries(
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     let service = policy.service;
     let mut retries = Retries::new(policy);
+    let hash = affinity::of_request(policy, outgoing);
     loop {
-        let endpoint = service.pick(retries.tried()).await?;
+        let endpoint = service.pick(retries.tried(), hash).await?;
         asked.set(Some(Rc::clone(&endpoint)));
         let result = one_try(worker, policy, &endpoint, outgoing, source, activity).await;
         asked.set(None);

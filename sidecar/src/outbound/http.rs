@@ -1,10 +1,15 @@
 //! The workload's HTTP connections: each request is given to the service that it names.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc};
+use std::{
+    cell::RefCell,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
 
 use http::{Request, Response, Version, header::HOST, uri::Authority};
 
 use super::{
+    Ends,
     forward::{self, forward},
     mirror::Copies,
     passthrough_allowed,
@@ -26,6 +31,8 @@ use crate::{
 struct Client {
     worker: Rc<Worker>,
     destination: SocketAddr,
+    /// Who made it.
+    peer: IpAddr,
     /// What the last request named: almost always that of the next one.
     last: RefCell<Option<(Authority, Named)>>,
     /// Stands for the original destination, for requests that name no service.
@@ -40,22 +47,22 @@ struct Named {
 }
 
 /// Serves HTTP/1.x.
-pub(super) async fn serve_http1(worker: Rc<Worker>, io: Accepted, destination: SocketAddr, _entered: Entered) {
-    serve(worker, io, destination, async |client, io, finish| {
+pub(super) async fn serve_http1(worker: Rc<Worker>, io: Accepted, ends: Ends, _entered: Entered) {
+    serve(worker, io, ends, async |client, io, finish| {
         http1::server::serve(io, |request| handle(Rc::clone(&client), request), finish).await
     })
     .await;
 }
 
 /// Serves HTTP/2 with prior knowledge.
-pub(super) async fn serve_http2(worker: Rc<Worker>, io: Peeked, destination: SocketAddr) {
-    serve(worker, io, destination, async |client, io, finish| {
+pub(super) async fn serve_http2(worker: Rc<Worker>, io: Peeked, ends: Ends) {
+    serve(worker, io, ends, async |client, io, finish| {
         http2::server::serve(io, |request| handle(Rc::clone(&client), request), finish).await
     })
     .await;
 }
 
-async fn serve<IO, F>(worker: Rc<Worker>, io: IO, destination: SocketAddr, serving: F)
+async fn serve<IO, F>(worker: Rc<Worker>, io: IO, ends: Ends, serving: F)
 where
     F: AsyncFnOnce(Rc<Client>, Metered<IO>, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> Result<(), Error>,
 {
@@ -64,7 +71,8 @@ where
     let finish = Box::pin(worker.reached(Phase::Closing));
     let client = Rc::new(Client {
         worker: Rc::clone(&worker),
-        destination,
+        destination: ends.destination,
+        peer: ends.peer.ip(),
         last: RefCell::default(),
         passthrough: RefCell::default(),
     });
@@ -99,7 +107,8 @@ async fn handle(client: Rc<Client>, mut request: Request<Incoming>) -> Response<
     let first = choice.as_mut().and_then(|choice| choice.first.take());
     let route = choice.as_ref().map(|choice| &*choice.rule);
     if let Some(first) = first
-        && let Some(mut answer) = Box::pin(first.happen(worker, Policy { service: &service, route }, grpc)).await
+        && let Some(mut answer) =
+            Box::pin(first.happen(worker, Policy { service: &service, route, peer: None }, grpc)).await
     {
         if let Some(choice) = choice {
             choice.finish(&mut answer);
@@ -107,7 +116,7 @@ async fn handle(client: Rc<Client>, mut request: Request<Incoming>) -> Response<
         return answer;
     }
     let to = choice.as_ref().and_then(|choice| choice.service.as_ref()).unwrap_or(&service);
-    let policy = Policy { service: to, route };
+    let policy = Policy { service: to, route, peer: Some(&client.peer) };
     let mut response = if upgrade::is_asked_for(&request) {
         Box::pin(upgrade::forward(worker, policy, request)).await
     } else {

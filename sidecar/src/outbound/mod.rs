@@ -3,6 +3,7 @@
 //! Accept, and recover where the workload was going; look at the first bytes; name the service; then
 //! [`http`] carries requests and [`opaque`] carries bytes.
 
+mod affinity;
 mod connect;
 mod endpoint;
 mod forward;
@@ -47,6 +48,15 @@ enum Carries {
     Bytes(Rc<Service>),
 }
 
+/// The two ends of a connection of the workload.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    /// Who made it.
+    peer: SocketAddr,
+    /// Where it was going.
+    destination: SocketAddr,
+}
+
 /// Begins to carry one connection of the workload. `entered` is its place among those that are open. False where the
 /// system has no room for more.
 pub fn begin(worker: Rc<Worker>, socket: std::net::TcpStream, peer: SocketAddr, entered: Entered) -> bool {
@@ -68,13 +78,13 @@ pub fn begin(worker: Rc<Worker>, socket: std::net::TcpStream, peer: SocketAddr, 
         && let Some(Some(Carries::Http1)) = decide(&worker, destination, &named_by_address, &bytes)
     {
         let io = Accepted::unwatched(socket, bytes);
-        spawn_local(http::serve_http1(worker, io, destination, entered));
+        spawn_local(http::serve_http1(worker, io, Ends { peer, destination }, entered));
         return true;
     }
     acknowledge(&socket);
     match TcpStream::from_std(socket) {
         Ok(stream) => {
-            spawn_local(serve(worker, stream, bytes, destination, entered));
+            spawn_local(serve(worker, stream, bytes, Ends { peer, destination }, entered));
             true
         }
         Err(error) => {
@@ -86,7 +96,8 @@ pub fn begin(worker: Rc<Worker>, socket: std::net::TcpStream, peer: SocketAddr, 
 }
 
 /// Carries one connection, of which `bytes` were read already, to its end.
-async fn serve(worker: Rc<Worker>, mut stream: TcpStream, bytes: BytesMut, destination: SocketAddr, entered: Entered) {
+async fn serve(worker: Rc<Worker>, mut stream: TcpStream, bytes: BytesMut, ends: Ends, entered: Entered) {
+    let destination = ends.destination;
     let named_by_address = match by_address(&worker, destination, Service::is_opaque).await {
         Ok(service) => service,
         Err(refused) => return refuse(&worker, &stream, &refused),
@@ -98,7 +109,7 @@ async fn serve(worker: Rc<Worker>, mut stream: TcpStream, bytes: BytesMut, desti
         let decide = |bytes: &[u8]| decide(&worker, destination, &named_by_address, bytes);
         let dial = async || {
             let service = by_address(&worker, destination, |_| true).await?;
-            opaque::dial(&worker, service, destination).await
+            opaque::dial(&worker, service, ends).await
         };
         look(&mut stream, bytes, silence, decide, dial).await
     };
@@ -109,17 +120,17 @@ async fn serve(worker: Rc<Worker>, mut stream: TcpStream, bytes: BytesMut, desti
     match looked.found {
         // A task of its own: this one has room for what came before, and most of these are idle for long.
         Some(Carries::Http1) => {
-            spawn_local(http::serve_http1(worker, Accepted::watched(stream, looked.bytes), destination, entered));
+            spawn_local(http::serve_http1(worker, Accepted::watched(stream, looked.bytes), ends, entered));
         }
         Some(Carries::Http2) => {
-            Box::pin(http::serve_http2(worker, Peeked::new(stream, looked.bytes), destination)).await;
+            Box::pin(http::serve_http2(worker, Peeked::new(stream, looked.bytes), ends)).await;
         }
         Some(Carries::Bytes(service)) => {
-            Box::pin(opaque::carry(worker, stream, looked.bytes, None, Some(service), destination)).await;
+            Box::pin(opaque::carry(worker, stream, looked.bytes, None, Some(service), ends)).await;
         }
         None => match by_address(&worker, destination, |_| true).await {
             Ok(service) => {
-                Box::pin(opaque::carry(worker, stream, looked.bytes, looked.upstream, service, destination)).await;
+                Box::pin(opaque::carry(worker, stream, looked.bytes, looked.upstream, service, ends)).await;
             }
             Err(refused) => refuse(&worker, &stream, &refused),
         },

@@ -1,13 +1,14 @@
 //! The workload's opaque connections: bytes to an endpoint of the service that has this address, or to the original
 //! destination.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::rc::Rc;
 
 use bytes::BytesMut;
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
-    connect, endpoint::Endpoint, passthrough_allowed, policy::Policy, refuse, retries::Retries, service::Service,
+    Ends, affinity, connect, endpoint::Endpoint, passthrough_allowed, policy::Policy, refuse, retries::Retries,
+    service::Service,
 };
 use crate::{
     balance::Candidate,
@@ -52,18 +53,19 @@ impl Drop for Dialled {
 pub(super) async fn dial(
     worker: &Rc<Worker>,
     service: Option<Rc<Service>>,
-    destination: SocketAddr,
+    ends: Ends,
 ) -> Result<Dialled, ConnectError> {
     let Some(service) = service else {
-        passthrough_allowed(worker, destination)?;
-        let direct = Service::passthrough(worker, destination);
-        let endpoint = direct.pick(&[]).await?;
+        passthrough_allowed(worker, ends.destination)?;
+        let direct = Service::passthrough(worker, ends.destination);
+        let endpoint = direct.pick(&[], None).await?;
         let io = Upstream::Plain(connect::plain(&direct, &endpoint).await?);
         return Ok(Dialled { io, endpoint: None, service: None, standing: None, _permit: None });
     };
     let mut retries = Retries::new(Policy::of(&service));
+    let hash = affinity::of_connection(&service.spec.load_balancing.hash, ends.peer.ip());
     loop {
-        let endpoint = service.pick(retries.tried()).await?;
+        let endpoint = service.pick(retries.tried(), hash).await?;
         let permit = service.breakers.try_connection().map_err(|full| connect::overflow(&service, full.which()))?;
         let connected = if service.is_mesh() {
             let mesh = connect::mesh(worker, &service, &endpoint, tls::ALPN_TCP).await;
@@ -100,11 +102,11 @@ pub(super) async fn carry(
     bytes: BytesMut,
     upstream: Option<(Dialled, BytesMut)>,
     service: Option<Rc<Service>>,
-    destination: SocketAddr,
+    ends: Ends,
 ) {
     let (mut upstream, said) = match upstream {
         Some(upstream) => upstream,
-        None => match dial(&worker, service, destination).await {
+        None => match dial(&worker, service, ends).await {
             Ok(upstream) => (upstream, BytesMut::new()),
             Err(refused) => return refuse(&worker, &stream, &refused),
         },

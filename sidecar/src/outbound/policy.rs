@@ -1,6 +1,6 @@
 //! How a request is carried: what its route says, and for the rest what the service says that it goes to.
 
-use std::{rc::Rc, time::Duration};
+use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use http::{HeaderMap, StatusCode};
 
@@ -11,12 +11,14 @@ use super::{routed::LocalRule, service::Service};
 pub(super) struct Policy<'a> {
     pub(super) service: &'a Rc<Service>,
     pub(super) route: Option<&'a LocalRule>,
+    /// Who made the connection that the request came by.
+    pub(super) peer: Option<&'a IpAddr>,
 }
 
 impl<'a> Policy<'a> {
     /// That of a service alone.
     pub(super) fn of(service: &'a Rc<Service>) -> Self {
-        Self { service, route: None }
+        Self { service, route: None, peer: None }
     }
 
     fn own<T>(self, of_route: impl FnOnce(&'a LocalRule) -> Option<T>, of_service: T) -> T {

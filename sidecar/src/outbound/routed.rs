@@ -127,7 +127,7 @@ impl HostRoutes {
         let preflight = told.cors.as_ref().filter(|_| is_preflight(request.method(), headers));
         if let Some(cors) = preflight {
             let answer = own(StatusCode::NO_CONTENT, cors.preflight(headers));
-            unsent(Policy { service: called, route: Some(&rule) }).refuse(answer.status());
+            unsent(Policy { service: called, route: Some(&rule), peer: None }).refuse(answer.status());
             return Err(Box::new(answer));
         }
         let origin = told.cors.as_ref().and_then(|cors| cors.allowed(headers));

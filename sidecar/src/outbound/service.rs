@@ -20,8 +20,8 @@ use crate::{
     admin::EndpointReport,
     balance::{Balancer, Candidate},
     config::{
-        CircuitBreakers as Thresholds, EndpointSource, Host, MtlsMode, OutlierDetection, Protocol, RetryPolicy,
-        ServiceConfig, Timeouts,
+        CircuitBreakers as Thresholds, EndpointSource, Host, LoadBalancing, MtlsMode, OutlierDetection, Protocol,
+        RetryPolicy, ServiceConfig, Timeouts,
     },
     discovery::{EndpointSet, SetState, Target, Watch},
     http::client::ConnectError,
@@ -53,6 +53,8 @@ pub struct ServiceSpec {
     pub outlier_detection: OutlierDetection,
     /// Bounds.
     pub circuit_breakers: Thresholds,
+    /// Which endpoint takes the next request.
+    pub load_balancing: LoadBalancing,
 }
 
 impl ServiceSpec {
@@ -70,6 +72,7 @@ impl ServiceSpec {
             retry: config.retry.clone(),
             outlier_detection: config.outlier_detection.clone(),
             circuit_breakers: config.circuit_breakers.clone(),
+            load_balancing: config.load_balancing.clone(),
         }
     }
 
@@ -85,6 +88,7 @@ impl ServiceSpec {
             retry: RetryPolicy::default(),
             outlier_detection: OutlierDetection::default(),
             circuit_breakers: Thresholds::default(),
+            load_balancing: LoadBalancing::default(),
         }
     }
 
@@ -193,7 +197,7 @@ impl Service {
     fn new(worker: &Rc<Worker>, spec: ServiceSpec) -> Rc<Self> {
         let workers = u32::try_from(worker.shared.workers).unwrap_or(u32::MAX);
         Rc::new(Self {
-            balancer: RefCell::new(Balancer::new(spec.outlier_detection.panic_threshold)),
+            balancer: RefCell::new(Balancer::new(spec.outlier_detection.panic_threshold, &spec.load_balancing)),
             state: RefCell::new(SetState::Resolving),
             changed: Notify::new(),
             detector: OutlierDetector::new(&spec.outlier_detection),
@@ -219,10 +223,10 @@ impl Service {
         self.spec.mtls == MtlsMode::Required
     }
 
-    /// An endpoint for a request that was sent to `tried` already. Waits for the first answer of discovery, within
+    /// An endpoint for a request of this `hash` that was sent to `tried` already. Waits for the first answer of discovery, within
     /// `timeouts.connect`.
-    pub async fn pick(&self, tried: &[Rc<Endpoint>]) -> Result<Rc<Endpoint>, ConnectError> {
-        if let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried) {
+    pub async fn pick(&self, tried: &[Rc<Endpoint>], hash: Option<u64>) -> Result<Rc<Endpoint>, ConnectError> {
+        if let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried, hash) {
             return Ok(endpoint);
         }
         if self.is_resolving() {
@@ -232,7 +236,7 @@ impl Service {
             })?;
             self.first_answer().await;
             drop(pending);
-            if let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried) {
+            if let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried, hash) {
                 return Ok(endpoint);
             }
         }
