@@ -14,6 +14,7 @@
 //! A bad reload or a failed renewal changes nothing and is loud. Only expiry ends an identity.
 
 mod assemble;
+mod attempt;
 mod bundle;
 mod certificate;
 mod crl;

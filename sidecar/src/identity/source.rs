@@ -14,7 +14,8 @@ use tokio::time::MissedTickBehavior;
 
 use super::{
     Clock, Identity, IdentityError, NotValidNow, Shared, TrustBundle, assemble,
-    enrol::{Attempt, AttemptError, Enroller, Issued},
+    attempt::{Attempt, AttemptError, Issued},
+    enrol::Enroller,
     expiry::Expiry,
     files::{self, Fingerprint, Material},
     follow::Reading,

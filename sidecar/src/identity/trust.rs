@@ -9,9 +9,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     Identity, IdentityError, PathFault, RevocationLists, TrustBundle, Usage,
+    attempt::Issued,
     crl::Signer,
     document::BundleDocument,
-    enrol::Issued,
     files::{self, Fingerprint, Material},
     follow::{self, Follower},
     source::{Source, TICK},
