@@ -3,9 +3,9 @@
 //! Writing has to survive a crash between two files, and a key that was used up with a single-use token must not be
 //! lost. So all three are first written beside their places and synced, then renamed: bundle, certificate, key. The only
 //! moment with a pair that does not match is between the last two, and then the right key still lies in
-//! `.key.pem.next`, where [`load`] looks for it. In a folder that was empty each rename leaves fewer files missing, and
-//! those that are lie beside their places: [`load`] looks there too. Plain files, so every tool reads them; a folder swapped by symlink would be
-//! as safe but would not let somebody else's three files (`outrigger-ca issue`) become ours.
+//! `.key.pem.next`. In a folder that was empty each rename leaves fewer files missing, and those that are lie beside their
+//! places. The next start finishes it, see `kept.rs`; nobody else looks there. Plain files, so every tool reads them; a folder
+//! swapped by symlink would be as safe but would not let somebody else's three files (`outrigger-ca issue`) become ours.
 
 use std::{
     fs,
@@ -21,11 +21,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use super::{
     BundleError, CertificateFault, CrlError, Identity, TrustBundle, WorkloadCertificate,
     assemble::{Misfit, assemble},
+    kept::beside,
 };
 
 /// The issuers' revocation lists.
 pub(super) const LISTS: &str = "crl.pem";
-const NEXT_KEY: &str = ".key.pem.next";
 /// No honest file is longer, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
@@ -128,68 +128,17 @@ pub(super) struct Loaded {
 
 /// Reads an identity from a folder. Dates are not judged: an expired certificate loads, see [`Identity::check_valid`].
 pub fn load(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Identity, IdentityError> {
-    load_material(dir, trust_domain).map(|loaded| loaded.identity)
+    load_placed(dir, trust_domain).map(|loaded| loaded.identity)
 }
 
-pub(super) fn load_material(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Loaded, IdentityError> {
-    match load_placed(dir, trust_domain) {
-        Err(missing @ IdentityError::Missing(_)) => load_interrupted(dir, trust_domain).ok_or(missing),
-        loaded => loaded,
-    }
-}
-
-/// Ends a first enrolment that was stopped before its last rename. What was stopped before the first one was synced whole, or
-/// does not make an identity.
-fn load_interrupted(dir: &Path, trust_domain: Option<&TrustDomain>) -> Option<Loaded> {
+pub(super) fn load_placed(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Loaded, IdentityError> {
     let mut warnings = Vec::new();
-    let mut beside = Vec::new();
-    let mut find = |name: &'static str| {
-        let placed = dir.join(name);
-        if placed.exists() {
-            return placed;
-        }
-        beside.push(name);
-        dir.join(format!(".{name}.next"))
-    };
-    let [bundle, chain, key] = ["bundle.pem", "cert.pem", "key.pem"].map(&mut find);
     let material = Material {
-        chain_pem: read(&chain).ok()?,
-        key_pem: read_key(&key, &mut warnings).ok()?,
-        bundle_pem: read(&bundle).ok()?,
+        chain_pem: read(&dir.join("cert.pem"))?,
+        key_pem: read_key(&dir.join("key.pem"), &mut warnings)?,
+        bundle_pem: read(&dir.join("bundle.pem"))?,
     };
-    let identity = parse(&material, dir, trust_domain).ok()?;
-    tracing::info!(dir = %dir.display(), files = ?beside, "found what an interrupted enrolment had written");
-    for name in beside {
-        if let Err(error) = fs::rename(dir.join(format!(".{name}.next")), dir.join(name)) {
-            tracing::warn!(%error, "cannot finish the interrupted enrolment");
-            break;
-        }
-    }
-    Some(Loaded { identity, material, warnings })
-}
-
-fn load_placed(dir: &Path, trust_domain: Option<&TrustDomain>) -> Result<Loaded, IdentityError> {
-    let mut warnings = Vec::new();
-    let chain_pem = read(&dir.join("cert.pem"))?;
-    let key_pem = read_key(&dir.join("key.pem"), &mut warnings)?;
-    let bundle_pem = read(&dir.join("bundle.pem"))?;
-    let mut material = Material { chain_pem, key_pem, bundle_pem };
-    let identity = match parse(&material, dir, trust_domain) {
-        Err(mismatch @ IdentityError::KeyMismatch { .. }) => {
-            // We were stopped between two renames, see the module's comment.
-            let next = dir.join(NEXT_KEY);
-            let Ok(key_pem) = read_key(&next, &mut warnings) else { return Err(mismatch) };
-            material.key_pem = key_pem;
-            let identity = parse(&material, dir, trust_domain).map_err(|_| mismatch)?;
-            tracing::info!(dir = %dir.display(), "found the key of an interrupted renewal");
-            // Finished now, or the next renewal would overwrite the only copy. Where the folder is read-only, that one cannot.
-            if let Err(error) = fs::rename(&next, dir.join("key.pem")) {
-                tracing::warn!(%error, "cannot finish the interrupted renewal");
-            }
-            identity
-        }
-        other => other?,
-    };
+    let identity = parse(&material, dir, trust_domain)?;
     Ok(Loaded { identity, material, warnings })
 }
 
@@ -271,7 +220,7 @@ fn too_long(max: u64) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {} MiB", max / (1024 * 1024)))
 }
 
-fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<Vec<u8>, IdentityError> {
+pub(super) fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<Vec<u8>, IdentityError> {
     let bytes = read(path)?;
     let mode = fs::metadata(path).map_or(0, |m| m.mode() & 0o7777);
     if mode & 0o006 != 0 {
@@ -287,7 +236,7 @@ fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<Vec<u8>, Identity
 /// Writes an identity, see the module's comment for the order.
 pub(super) fn persist(dir: &Path, material: &Material) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let next = |name: &str| dir.join(format!(".{name}.next"));
+    let next = |name: &str| beside(dir, name);
     let all = [
         ("bundle.pem", &material.bundle_pem, 0o644),
         ("cert.pem", &material.chain_pem, 0o644),

@@ -23,7 +23,7 @@ impl Source {
             self.shared.notes().file_error = None;
             return;
         }
-        match files::load_material(&self.dir, self.trust_domain.as_ref()) {
+        match files::load_placed(&self.dir, self.trust_domain.as_ref()) {
             Ok(loaded) => self.reloaded(loaded, now),
             Err(IdentityError::Missing(_)) if self.enroller.is_some() && self.current.is_none() => {}
             Err(error) => {

@@ -24,6 +24,7 @@ mod expiry;
 mod files;
 mod folder;
 mod follow;
+mod kept;
 mod provider;
 mod source;
 mod status;
@@ -31,6 +32,8 @@ mod status;
 mod tests;
 #[cfg(test)]
 mod tests_ca;
+#[cfg(test)]
+mod tests_interrupted;
 #[cfg(test)]
 mod tests_kept;
 #[cfg(test)]

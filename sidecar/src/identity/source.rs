@@ -19,6 +19,7 @@ use super::{
     expiry::Expiry,
     files::{self, Fingerprint, Material},
     follow::Reading,
+    kept,
     trust::Trust,
     words_for,
 };
@@ -82,7 +83,12 @@ impl Source {
         let now = (self.clock)();
         self.look();
         self.look_at_lists(true);
-        match files::load_material(&self.dir, self.trust_domain.as_ref()) {
+        let trust_domain = self.trust_domain.as_ref();
+        let loaded = match self.enroller {
+            Some(_) => kept::load_kept(&self.dir, trust_domain, now),
+            None => files::load_placed(&self.dir, trust_domain),
+        };
+        match loaded {
             Ok(loaded) => self.adopt(loaded.identity, loaded.material, loaded.warnings),
             // With a CA an empty folder is how every workload starts.
             Err(IdentityError::Missing(_)) if self.enroller.is_some() => {}
