@@ -1,6 +1,7 @@
 //! One try to get a certificate from the CA: what is asked, by whom the CA is authenticated, what is accepted.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
@@ -11,14 +12,16 @@ use std::{
 use outrigger_identity::{
     SpiffeId, TrustDomain,
     csr::{CsrPem, KeyPairPem, new_key_and_csr},
-    enrol::{Credential, EnrolError, EnrolRequest},
+    enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled},
 };
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime, pem::PemObject};
 
 use super::{
     Clock, Identity, NotValidNow, Usage,
+    bundle::to_pem,
     enrol::CertificateAuthority,
     files::{self, Material},
+    provider::sha256,
 };
 use crate::config::CaConfig;
 
@@ -44,6 +47,11 @@ pub(super) enum AttemptError {
 }
 
 impl AttemptError {
+    /// Whether none of the roots vouches for the CA.
+    pub(super) fn is_unknown_root(&self) -> bool {
+        matches!(self, Self::Ca(EnrolError { cause: EnrolCause::UnknownRoot, .. }))
+    }
+
     /// Whether somebody has to change something before an attempt can succeed.
     pub(super) fn is_permanent(&self) -> bool {
         match self {
@@ -80,6 +88,8 @@ pub(super) struct Task {
     pub(super) pending: Arc<Mutex<Option<Pending>>>,
     /// The roots in use, for a renewal.
     pub(super) held: Option<String>,
+    /// SHA-256 fingerprints of roots that the CA took out of its bundle: their keys may be stolen.
+    pub(super) withdrawn: BTreeSet<String>,
     pub(super) id: Option<SpiffeId>,
     pub(super) dir: PathBuf,
     pub(super) trust_domain: Option<TrustDomain>,
@@ -88,10 +98,9 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) async fn run(self) -> Result<Issued, AttemptError> {
-        let bundle_pem = match self.held.clone() {
-            Some(held) => held,
-            None => read_text(&self.config.bundle)
-                .map_err(|why| AttemptError::Bundle { path: self.config.bundle.clone(), why })?,
+        let bundle_pem = match &self.held {
+            Some(held) => held.clone(),
+            None => self.operators_roots()?,
         };
         let credential = match self.certificate.clone() {
             Some(certificate) => certificate,
@@ -99,15 +108,15 @@ impl Task {
         };
         let (key, csr) = self.key_for(&credential)?;
         let address = self.config.address.to_string();
-        let request = EnrolRequest {
-            address: &address,
-            bundle_pem: &bundle_pem,
-            credential,
-            csr_pem: csr.as_str(),
-            ttl: self.config.ttl.map(|ttl| ttl.get()),
-            cluster_id: self.config.cluster_id.as_deref(),
+        let (enrolled, bundle_pem) = match self.ask(&bundle_pem, credential.clone(), &csr).await {
+            Err(error) if self.held.is_some() && matches!(error.cause, EnrolCause::UnknownRoot) => {
+                // Nothing was said to that CA yet: the handshake came first.
+                tracing::warn!(%error, "the roots in use do not fit; identity.ca.bundle is tried");
+                let roots = self.operators_roots()?;
+                (self.ask(&roots, credential, &csr).await?, roots)
+            }
+            answer => (answer?, bundle_pem),
         };
-        let enrolled = self.ca.enrol(request).await?;
         let material = Material {
             chain_pem: enrolled.chain_pem.into_bytes(),
             key_pem: key.as_str().as_bytes().to_vec(),
@@ -117,6 +126,39 @@ impl Task {
         *self.pending() = None;
         let identity = self.check(&material).map_err(|why| AttemptError::Unusable { address, why })?;
         Ok(Issued { identity, material, ca_bundle_pem: bundle_pem })
+    }
+
+    async fn ask(&self, bundle_pem: &str, credential: Credential, csr: &CsrPem) -> Result<Enrolled, EnrolError> {
+        let request = EnrolRequest {
+            address: &self.config.address.to_string(),
+            bundle_pem,
+            credential,
+            csr_pem: csr.as_str(),
+            ttl: self.config.ttl.map(|ttl| ttl.get()),
+            cluster_id: self.config.cluster_id.as_deref(),
+        };
+        self.ca.enrol(request).await
+    }
+
+    /// identity.ca.bundle without what the CA took out of its own.
+    fn operators_roots(&self) -> Result<String, AttemptError> {
+        let fail = |why: String| AttemptError::Bundle { path: self.config.bundle.clone(), why };
+        let text = read_text(&self.config.bundle).map_err(fail)?;
+        if self.withdrawn.is_empty() {
+            return Ok(text);
+        }
+        let mut kept = String::new();
+        for der in CertificateDer::pem_slice_iter(text.as_bytes()) {
+            let der = der.map_err(|e| fail(format!("it is not PEM ({e})")))?;
+            if sha256(&der).is_some_and(|fingerprint| !self.withdrawn.contains(&fingerprint)) {
+                kept.push_str(&to_pem("CERTIFICATE", &der));
+            }
+        }
+        if kept.is_empty() {
+            Err(fail("it has no root that the CA did not take out of use".to_owned()))
+        } else {
+            Ok(kept)
+        }
     }
 
     fn pending(&self) -> MutexGuard<'_, Option<Pending>> {

@@ -3,7 +3,8 @@
 //! - A valid certificate renews itself over mTLS. Only without one, or where the CA refused it for good, the token is used:
 //!   tokens are often single-use, and one that is read at each try can be replaced while we wait.
 //! - A renewal takes the CA for what it is by the roots in use, which follow the CA's own; identity.ca.bundle is for the token,
-//!   where nothing is known yet, or nothing that is known fits.
+//!   where nothing is known yet, and where nothing that is known fits: so an operator helps who has missed a change of roots.
+//!   A root that the CA took out of its bundle does not come back that way.
 //! - Every attempt makes a new key, but that a token is tried again with the key of its first try: a CA that died after it
 //!   had spent the token answers again for that key alone. A key never leaves this process but for `key.pem`.
 //! - Transient failures are retried with full jitter under a ceiling that doubles from 1 s to 60 s; permanent ones every
@@ -11,6 +12,7 @@
 //!   ceiling is a quarter of what is left of it, so that a short-lived one is not slept through.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     path::Path,
     pin::Pin,
@@ -138,8 +140,9 @@ impl Enroller {
     pub(super) fn failed(&mut self, error: &AttemptError, current: Option<&Identity>, now: SystemTime) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let permanent = error.is_permanent();
-        // The certificate and the token take turns once the CA has refused the certificate for good.
-        self.certificate_refused = permanent && self.used_certificate;
+        // The certificate and the token take turns once the CA has refused the certificate for good. A CA that we do not know
+        // has refused nothing.
+        self.certificate_refused = permanent && self.used_certificate && !error.is_unknown_root();
         let mut ceiling = if permanent {
             PERMANENT_PAUSE
         } else {
@@ -189,10 +192,12 @@ impl Enroller {
         [files::fingerprint(&self.config.bundle), self.config.token_file.as_deref().and_then(files::fingerprint)]
     }
 
-    /// One attempt, which owns all that it needs.
+    /// One attempt, which owns all that it needs. `withdrawn`: SHA-256 fingerprints of the roots that the CA took out of its
+    /// bundle.
     pub(super) fn attempt(
         &mut self,
         current: Option<(&Identity, &Material)>,
+        withdrawn: &BTreeSet<String>,
         dir: &Path,
         trust_domain: Option<&TrustDomain>,
         clock: &Clock,
@@ -214,6 +219,7 @@ impl Enroller {
             certificate,
             pending: Arc::clone(&self.pending),
             held,
+            withdrawn: withdrawn.clone(),
             id,
             dir: dir.to_owned(),
             trust_domain: trust_domain.cloned(),

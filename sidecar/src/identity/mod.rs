@@ -37,6 +37,8 @@ mod tests_interrupted;
 #[cfg(test)]
 mod tests_kept;
 #[cfg(test)]
+mod tests_missed;
+#[cfg(test)]
 mod tests_trust;
 #[cfg(test)]
 mod tests_workload;

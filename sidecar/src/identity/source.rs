@@ -134,7 +134,9 @@ impl Source {
                 && enroller.is_due(now)
             {
                 let current = self.current.as_ref().map(|(identity, material)| (identity, material));
-                attempt = Some(enroller.attempt(current, &self.dir, self.trust_domain.as_ref(), &self.clock));
+                let withdrawn = &self.trust.withdrawn;
+                attempt =
+                    Some(enroller.attempt(current, withdrawn, &self.dir, self.trust_domain.as_ref(), &self.clock));
             }
             if reading.is_none()
                 && let Some((_, material)) = &self.current

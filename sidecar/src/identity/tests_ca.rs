@@ -15,7 +15,7 @@ use std::{
 };
 
 use outrigger_identity::{
-    documents::{Document, ReadError, Wanted},
+    documents::{Document, ReadCause, ReadError, Wanted},
     enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled},
 };
 use tempfile::TempDir;
@@ -61,6 +61,8 @@ pub(super) struct FakeCa {
     pub(super) publishes: Mutex<Publishes>,
     /// Signs from now on, where there is one.
     pub(super) successor: Mutex<Option<Pki>>,
+    /// The root of its server, PEM, where callers are to know it.
+    pub(super) server_root: Mutex<Option<String>>,
     ttl: Duration,
     started: Instant,
     answers: Mutex<VecDeque<Answer>>,
@@ -85,6 +87,9 @@ impl CertificateAuthority for FakeCa {
             csr_pem: request.csr_pem.to_owned(),
         });
         let fail = |cause| Err(EnrolError { address: request.address.to_owned(), cause });
+        if !self.is_known_by(request.bundle_pem) {
+            return Box::pin(std::future::ready(fail(EnrolCause::UnknownRoot)));
+        }
         let default = match *self.always.lock().unwrap() {
             Some(cause) => Answer::Fail(cause),
             None => Answer::Issue(ID),
@@ -113,12 +118,20 @@ impl CertificateAuthority for FakeCa {
         bundle_pem: &'a str,
         wanted: &'a [Wanted<'a>],
     ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>> {
-        let answer = self.publishes.lock().unwrap().answer(address, bundle_pem, wanted);
+        let mut answer = self.publishes.lock().unwrap().answer(address, bundle_pem, wanted);
+        if !self.is_known_by(bundle_pem) {
+            let cause = ReadCause::Connection(EnrolCause::UnknownRoot);
+            answer = Err(ReadError { address: address.to_owned(), path: wanted[0].path.to_owned(), cause });
+        }
         Box::pin(std::future::ready(answer))
     }
 }
 
 impl FakeCa {
+    fn is_known_by(&self, bundle_pem: &str) -> bool {
+        self.server_root.lock().unwrap().as_ref().is_none_or(|root| bundle_pem.contains(root.trim()))
+    }
+
     fn issue(&self, id: &str, csr_pem: &str, roots_pem: &str) -> Enrolled {
         // Set back by a minute, as CAs do against clocks that differ.
         self.issue_from(-60, id, csr_pem, roots_pem)
@@ -172,6 +185,7 @@ impl World {
             pki,
             publishes: Mutex::default(),
             successor: Mutex::default(),
+            server_root: Mutex::default(),
             ttl,
             started: Instant::now(),
             answers: Mutex::new(answers.into()),

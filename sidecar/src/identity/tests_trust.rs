@@ -24,7 +24,7 @@ use crate::tls::{
 
 const PEER: &str = "spiffe://mesh.example/ns/shop/sa/peer";
 /// A hint of 30 s, its jitter, and a tick.
-const NEXT_READING: Duration = Duration::from_secs(35);
+pub(super) const NEXT_READING: Duration = Duration::from_secs(35);
 
 /// What the CA of a test publishes; nothing at first, as istiod.
 #[derive(Default)]
@@ -33,7 +33,7 @@ pub(super) struct Publishes {
     lists: Option<String>,
     away: bool,
     /// The roots that each reading was authenticated by.
-    readings: Vec<String>,
+    pub(super) readings: Vec<String>,
 }
 
 impl Publishes {
@@ -59,7 +59,7 @@ impl Publishes {
 }
 
 /// A bundle document; roots whose name begins with "tainted" are marked.
-fn document(sequence: u64, roots: &[(&TestCa, bool)]) -> String {
+pub(super) fn document(sequence: u64, roots: &[(&TestCa, bool)]) -> String {
     let key = |(root, tainted): &(&TestCa, bool)| {
         let der = pem::parse(&root.pem).unwrap().into_contents();
         let mut key = json!({ "use": "x509-svid", "kty": "EC", "x5c": [STANDARD.encode(der)] });
@@ -73,7 +73,7 @@ fn document(sequence: u64, roots: &[(&TestCa, bool)]) -> String {
 }
 
 impl World {
-    fn publish(&self, bundle: String) {
+    pub(super) fn publish(&self, bundle: String) {
         self.ca.publishes.lock().unwrap().bundle = Some(bundle);
     }
 
@@ -81,11 +81,11 @@ impl World {
         self.ca.publishes.lock().unwrap().lists = Some(lists);
     }
 
-    fn readings(&self) -> usize {
+    pub(super) fn readings(&self) -> usize {
         self.ca.publishes.lock().unwrap().readings.len()
     }
 
-    async fn enrolled(&self) -> IdentityHandle {
+    pub(super) async fn enrolled(&self) -> IdentityHandle {
         let handle = self.start();
         eventually(SOON, "an identity", || handle.current().is_some()).await;
         handle

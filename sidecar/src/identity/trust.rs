@@ -24,7 +24,7 @@ pub(super) struct Trust {
     /// SHA-256 fingerprints of tainted roots.
     tainted: BTreeSet<String>,
     /// Those of roots that the CA took out of its bundle.
-    withdrawn: BTreeSet<String>,
+    pub(super) withdrawn: BTreeSet<String>,
     revoked: Arc<RevocationLists>,
     /// `crl.pem` as it was last looked at, and as it was last read.
     seen: Option<Fingerprint>,
