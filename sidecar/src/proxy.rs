@@ -32,7 +32,7 @@ use crate::{
     admin::{self, AdminState, EndpointsView, Face, Readiness},
     config::{Config, Interception},
     discovery::Discovery,
-    identity::{self, IdentityHandle},
+    identity::{self, IdentityHandle, Readings},
     inbound,
     net::{
         accepted::{Accept, Listener},
@@ -196,6 +196,21 @@ fn observe(metrics: &Metrics, identity: &IdentityHandle, discovery: &Discovery) 
             let (ok, failed) = identity.renewals();
             vec![("ok", ok), ("failed", failed)]
         }
+    });
+    control.trust_readings.read_from({
+        let identity = identity.clone();
+        move || {
+            let Readings { ok, refused, absent, failed, .. } = identity.readings();
+            vec![("ok", ok), ("refused", refused), ("absent", absent), ("failed", failed)]
+        }
+    });
+    control.trust_read({
+        let identity = identity.clone();
+        move || identity.readings().last_ok
+    });
+    control.lists_next_update({
+        let identity = identity.clone();
+        move || identity.lists_next_update()
     });
     control.dns_lookups.read_from({
         let discovery = discovery.clone();

@@ -26,6 +26,7 @@ mod folder;
 mod follow;
 mod kept;
 mod provider;
+mod readings;
 mod source;
 mod status;
 #[cfg(test)]
@@ -63,6 +64,7 @@ pub use certificate::{CertificateFault, WorkloadCertificate};
 pub use crl::{CrlError, RevocationList, RevocationLists};
 pub use files::{IdentityError, load};
 pub(crate) use provider::provider;
+pub use readings::Readings;
 pub use status::{CertificateStatus, IdentityState, IdentityStatus, RevocationStatus, RootStatus};
 
 /// One generation of this workload's identity. Never changes; a renewal makes another one.
@@ -190,6 +192,17 @@ impl IdentityHandle {
     pub fn renewals(&self) -> (u64, u64) {
         let notes = self.shared.notes();
         (notes.renewals_ok, notes.renewals_failed)
+    }
+
+    /// How well the CA's bundle and revocation lists could be followed; nothing without `identity.ca`.
+    pub fn readings(&self) -> Readings {
+        self.shared.notes().readings
+    }
+
+    /// When the first of the revocation lists in use was to be replaced; `None` without lists, and where none says so.
+    pub fn lists_next_update(&self) -> Option<SystemTime> {
+        let identity = self.current()?;
+        identity.bundle.revoked().lists().iter().filter_map(|list| list.next_update).min()
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
     files::{self, Fingerprint, Material},
     follow::Reading,
     kept,
+    readings::Answer,
     trust::Trust,
     words_for,
 };
@@ -122,7 +123,11 @@ impl Source {
                 }
                 Event::Read(answer) => {
                     reading = None;
+                    let kind = Answer::of(&answer);
                     self.read_from_ca(answer, now);
+                    let mut notes = self.shared.notes();
+                    let refused = notes.trust_error.is_some();
+                    notes.readings.count(kind, refused, now);
                 }
             }
             self.look_at_files(now);

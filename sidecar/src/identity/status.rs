@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use outrigger_identity::{SpiffeId, TrustDomain};
 use serde::Serialize;
 
-use super::{Identity, NotValidNow, RevocationList, Root, Shared, certificate::hex, rfc3339, words_for};
+use super::{Identity, NotValidNow, Readings, RevocationList, Root, Shared, certificate::hex, rfc3339, words_for};
 
 /// A root that has less than this share of its life left is warned about, whatever that is in days.
 const ROOT_WARNING: f64 = 0.1;
@@ -134,6 +134,7 @@ pub(super) struct Notes {
     pub(super) warnings: Vec<String>,
     pub(super) renewals_ok: u64,
     pub(super) renewals_failed: u64,
+    pub(super) readings: Readings,
 }
 
 impl Shared {

@@ -31,7 +31,7 @@ pub(super) const NEXT_READING: Duration = Duration::from_secs(35);
 pub(super) struct Publishes {
     bundle: Option<String>,
     lists: Option<String>,
-    away: bool,
+    pub(super) away: bool,
     /// The roots that each reading was authenticated by.
     pub(super) readings: Vec<String>,
 }
@@ -77,7 +77,7 @@ impl World {
         self.ca.publishes.lock().unwrap().bundle = Some(bundle);
     }
 
-    fn publish_lists(&self, lists: String) {
+    pub(super) fn publish_lists(&self, lists: String) {
         self.ca.publishes.lock().unwrap().lists = Some(lists);
     }
 

@@ -11,15 +11,21 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metri
 
 use super::families::counter;
 
-type Expiry = Box<dyn Fn() -> Option<SystemTime> + Send + Sync>;
+type Time = Box<dyn Fn() -> Option<SystemTime> + Send + Sync>;
 type Source = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
 
 /// The control side's metrics. Each can be counted here, or be read at a scrape from whoever counts it already.
 #[derive(Default)]
 pub struct ControlMetrics {
-    expiry: OnceLock<Expiry>,
+    expiry: OnceLock<Time>,
+    trust_read: OnceLock<Time>,
+    lists_next_update: OnceLock<Time>,
     /// `outrigger_identity_renewals_total{outcome}`: enrolments, renewals and reloads of the certificate.
     pub identity_renewals: Outcomes,
+    /// `outrigger_trust_readings_total{outcome}`: readings of the CA's bundle and revocation lists. `ok`: they are in use, new or
+    /// unchanged; `refused`: something about them is wrong, and what was known stays; `absent`: the CA publishes none;
+    /// `failed`: it could not be read.
+    pub trust_readings: Outcomes,
     /// `outrigger_dns_lookups_total{outcome}`: look-ups of discovery.
     pub dns_lookups: Outcomes,
 }
@@ -29,6 +35,19 @@ impl ControlMetrics {
     /// or `None` while there is no certificate, which leaves the metric out. Only the first call counts.
     pub fn identity_expiry(&self, source: impl Fn() -> Option<SystemTime> + Send + Sync + 'static) {
         let _ = self.expiry.set(Box::new(source));
+    }
+
+    /// Where `outrigger_trust_read_timestamp_seconds` comes from: the last reading that counts as `ok` in
+    /// `outrigger_trust_readings_total`, or `None` before there was one, which leaves the metric out. Only the first call counts.
+    pub fn trust_read(&self, source: impl Fn() -> Option<SystemTime> + Send + Sync + 'static) {
+        let _ = self.trust_read.set(Box::new(source));
+    }
+
+    /// Where `outrigger_trust_lists_next_update_timestamp_seconds` comes from: the earliest nextUpdate of the revocation lists
+    /// in use, or `None` without one, which leaves the metric out. A time that has passed says that newer revocations are
+    /// not known. Only the first call counts.
+    pub fn lists_next_update(&self, source: impl Fn() -> Option<SystemTime> + Send + Sync + 'static) {
+        let _ = self.lists_next_update.set(Box::new(source));
     }
 }
 
@@ -67,14 +86,35 @@ impl fmt::Debug for ControlMetrics {
 
 impl Collector for ControlMetrics {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
-        if let Some(expiry) = self.expiry.get().and_then(|source| source()) {
-            let expiry = expiry.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-            let help = "End of the current certificate's validity, since the Unix epoch.";
-            to.encode_descriptor("outrigger_identity_expiry_timestamp", help, Some(&Unit::Seconds), MetricType::Gauge)?
-                .encode_gauge(&expiry)?;
+        let times = [
+            (
+                "outrigger_identity_expiry_timestamp",
+                "End of the current certificate's validity, since the Unix epoch.",
+                &self.expiry,
+            ),
+            (
+                "outrigger_trust_read_timestamp",
+                "Last good reading of the CA's bundle and revocation lists, since the Unix epoch.",
+                &self.trust_read,
+            ),
+            (
+                "outrigger_trust_lists_next_update_timestamp",
+                "Earliest nextUpdate of the revocation lists in use, since the Unix epoch.",
+                &self.lists_next_update,
+            ),
+        ];
+        for (name, help, time) in times {
+            let Some(time) = time.get().and_then(|source| source()) else { continue };
+            let seconds = time.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+            to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?.encode_gauge(&seconds)?;
         }
         let outcomes = [
             ("outrigger_identity_renewals", "Times a certificate was asked for or read.", &self.identity_renewals),
+            (
+                "outrigger_trust_readings",
+                "Times the CA's bundle and revocation lists were asked for.",
+                &self.trust_readings,
+            ),
             ("outrigger_dns_lookups", "DNS look-ups.", &self.dns_lookups),
         ];
         for (name, help, outcomes) in outcomes {

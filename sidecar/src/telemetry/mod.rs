@@ -253,11 +253,17 @@ mod tests {
         let metrics = Metrics::new();
         metrics.control().identity_expiry(|| Some(UNIX_EPOCH + Duration::from_secs(2_000_000_000)));
         metrics.control().identity_renewals.count("ok");
+        metrics.control().trust_readings.read_from(|| vec![("ok", 7), ("failed", 2)]);
+        metrics.control().lists_next_update(|| Some(UNIX_EPOCH + Duration::from_secs(1_900_000_000)));
+        metrics.control().trust_read(|| None);
         metrics.control().dns_lookups.count("ok");
         metrics.control().dns_lookups.read_from(|| vec![("ok", 4), ("servfail", 1)]);
         let text = metrics.encode();
         assert_eq!(sample(&text, "outrigger_identity_expiry_timestamp_seconds"), Some(2e9));
         assert_eq!(sample(&text, r#"outrigger_identity_renewals_total{outcome="ok"}"#), Some(1.0));
+        assert_eq!(sample(&text, r#"outrigger_trust_readings_total{outcome="failed"}"#), Some(2.0));
+        assert_eq!(sample(&text, "outrigger_trust_lists_next_update_timestamp_seconds"), Some(1.9e9));
+        assert!(!text.contains("outrigger_trust_read_timestamp"), "a time that there never was");
         assert_eq!(sample(&text, r#"outrigger_dns_lookups_total{outcome="ok"}"#), Some(5.0));
         assert_eq!(sample(&text, r#"outrigger_dns_lookups_total{outcome="servfail"}"#), Some(1.0));
         assert_eq!(
