@@ -271,8 +271,8 @@ fn a_root_is_replaced_under_live_traffic_and_no_request_fails() {
         they.both("the CA's documents are read", READ, |certs| !certs["trust_read"].is_null()).await;
         // One connection goes on through everything: what is opaque cannot be moved.
         let mut opaque = they.opaque().await;
-        let args = ["--url", URL, "--duration", "90s", "--connections", "4", "--rate", "200"];
-        let load = they.client.load(&args);
+        let args = ["--url", URL, "--duration", "120s", "--connections", "4", "--rate", "200"];
+        let mut load = they.client.load(&args);
 
         they.ca.run(&["rotate", "prepare", "--root"]);
         they.both("both roots are trusted", READ, |certs| roots(certs) == 2).await;
@@ -302,6 +302,15 @@ fn a_root_is_replaced_under_live_traffic_and_no_request_fails() {
         they.both("the old root is out", READ, |certs| roots(certs) == 1).await;
         assert!(said(&mut opaque).await.is_err(), "what leads to it ends");
         said(&mut they.opaque().await).await.unwrap();
+        // The claim is about requests, and the last moment of a rotation is the one that can cost some.
+        let asked = async || they.client.metric("outrigger_requests_total", &[("direction", "outbound")]).await;
+        let before = asked().await;
+        harness::eventually("requests go on without the old root", SOON, || async {
+            let more = asked().await - before;
+            if more > 200.0 { Ok(()) } else { Err(format!("{more} requests")) }
+        })
+        .await;
+        load.assert_running();
         assert_none_failed(&load.report().await);
         // The opaque connection was the only one left to end, whichever side was first to end it.
         let mut ended = 0.0;

@@ -288,6 +288,11 @@ impl Pod {
 pub struct Load(Process);
 
 impl Load {
+    /// Panics if it has come to its end: what is to happen under it would happen to nothing.
+    pub fn assert_running(&mut self) {
+        self.0.assert_running();
+    }
+
     /// Waits for the report.
     pub async fn report(mut self) -> serde_json::Value {
         self.0.wait(Duration::from_secs(180)).await;
