@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::Method;
@@ -307,6 +307,14 @@ fn the_operators_view_is_complete_and_holds_no_secret() {
         // Names that callers make up, and paths, are in no label.
         pod.get((Ipv4Addr::LOCALHOST, 15020).into(), "made-up.example", "/made-up-path").await;
         let _ = pod.try_get(outside.at4(8080), "made-up.example", "/made-up-path").await;
+
+        // What the CA publishes was read, and its lists are to be replaced some time from now.
+        pod.until_metric("outrigger_trust_readings_total", &[("outcome", "ok")], 1.0).await;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        let read = pod.metric("outrigger_trust_read_timestamp_seconds", &[]).await;
+        assert!((now - 60.0..=now + 1.0).contains(&read), "{read} is not a moment ago, {now} is now");
+        let next_update = pod.metric("outrigger_trust_lists_next_update_timestamp_seconds", &[]).await;
+        assert!(next_update > now, "{next_update} is over, {now} is now");
 
         let metrics = pod.get((Ipv4Addr::LOCALHOST, 15020).into(), "localhost", "/metrics").await;
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
