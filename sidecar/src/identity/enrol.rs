@@ -21,7 +21,7 @@ use std::{
 use outrigger_identity::{
     SpiffeId, TrustDomain,
     csr::{CsrPem, KeyPairPem, new_key_and_csr},
-    documents::{self, Document, ReadError, Wanted},
+    documents::{self, Documents, ReadError, Wanted},
     enrol::{Credential, EnrolError, EnrolRequest, Enrolled, enrol},
 };
 use rustls::pki_types::UnixTime;
@@ -53,7 +53,7 @@ pub(super) trait CertificateAuthority: Send + Sync {
         address: &'a str,
         bundle_pem: &'a str,
         wanted: &'a [Wanted<'a>],
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>>;
+    ) -> Pin<Box<dyn Future<Output = Result<Documents, ReadError>> + Send + 'a>>;
 }
 
 /// The real one, over gRPC.
@@ -72,7 +72,7 @@ impl CertificateAuthority for GrpcCa {
         address: &'a str,
         bundle_pem: &'a str,
         wanted: &'a [Wanted<'a>],
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Documents, ReadError>> + Send + 'a>> {
         Box::pin(documents::read(address, bundle_pem, wanted))
     }
 }

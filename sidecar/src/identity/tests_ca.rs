@@ -15,7 +15,7 @@ use std::{
 };
 
 use outrigger_identity::{
-    documents::{Document, ReadError, Wanted},
+    documents::{Documents, ReadError, Wanted},
     enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled},
 };
 use tempfile::TempDir;
@@ -112,7 +112,7 @@ impl CertificateAuthority for FakeCa {
         address: &'a str,
         bundle_pem: &'a str,
         wanted: &'a [Wanted<'a>],
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Documents, ReadError>> + Send + 'a>> {
         let answer = self.publishes.lock().unwrap().answer(address, bundle_pem, wanted);
         Box::pin(std::future::ready(answer))
     }
