@@ -16,6 +16,7 @@ mod modes;
 mod protocols;
 mod resilience;
 mod retries;
+mod retry_after;
 mod routes;
 mod smoke;
 mod streams;

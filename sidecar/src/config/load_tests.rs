@@ -171,6 +171,11 @@ fn limits_are_kept() {
     refused(&service("retry: { codes: [503, 200] }"), "4:25", &["200 is not the status", "400 to 599"]);
     refused(&service("retry: { budget_floor: 5000 }"), "4:26", &["5000 is beyond", "at most 1000"]);
     refused(
+        &service("retry: { max_retry_after: 6m }"),
+        "4:29",
+        &["6m would leave", "at most 5m", "0s takes no notice"],
+    );
+    refused(
         &service("timeouts: { request: 1s, backendRequest: 2s }"),
         "4:44",
         &["2s for one try is longer", "raise timeouts.request"],

@@ -393,6 +393,10 @@ pub struct RetryPolicy {
     /// Retries a second that are allowed whatever the share says, so that a quiet service can retry at all.
     /// 0 to 1,000, default 3 (Envoy's `min_retry_concurrency`).
     pub budget_floor: u32,
+    /// An endpoint that answers 429 or 503 with `Retry-After` gets no request for that long, at most this long; no more
+    /// endpoints at once than `outlier_detection.max_ejection_percent`. A retry that would have to wait longer for
+    /// `Retry-After` or `grpc-retry-pushback-ms` is not made. At most 5 min, default 30 s; 0 takes no notice of delays.
+    pub max_retry_after: HumanDuration,
 }
 
 /// Ejection of failing endpoints: Envoy's `outlier_detection`, same names and meanings.
@@ -534,6 +538,7 @@ impl Default for RetryPolicy {
             backoff: Duration::from_millis(25).into(),
             budget: Percent::new_const(20),
             budget_floor: 3,
+            max_retry_after: Duration::from_secs(30).into(),
         }
     }
 }
