@@ -8,11 +8,14 @@ use std::{
 use http::{HeaderMap, HeaderName, Method, Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use outrigger_e2e::harness::{
-    self, Mesh, Pod, Reply, Shop,
-    client::body,
-    script::{self, Script},
-    shop::{ORDERS, request, unhindered_orders},
+use outrigger_e2e::{
+    harness::{
+        self, Mesh, Pod, Reply, Shop,
+        client::{body, grpc_call},
+        script::{self, Script},
+        shop::{ORDERS, request, unhindered_orders},
+    },
+    workload::grpc,
 };
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -77,6 +80,11 @@ async fn open(replicas: usize, settings: Value) -> (Shop, Replicas, Vec<Script>)
 
 async fn send(shop: &Shop, method: Method) -> Reply {
     shop.client.send(shop.replicas[0].pod.at4(8080), false, request(false, &method, "/", body(""))).await
+}
+
+async fn call(shop: &Shop, headers: &[(&str, &str)]) -> Reply {
+    let call = grpc_call("orders.mesh:8080", "Unary", body(grpc::frame(b"a")), headers);
+    shop.client.send(shop.replicas[0].pod.at4(8080), true, call).await
 }
 
 async fn count(shop: &Shop, metric: &str, label: (&str, &str)) -> f64 {
@@ -213,6 +221,61 @@ fn who_has_nobody_else_waits_within_its_deadline_or_is_told() {
             }
             // Nobody is left alone who is alone.
             assert_eq!(send(&shop, Method::GET).await.status, 200, "{deadline} {text}");
+        }
+    });
+}
+
+#[test]
+fn a_service_tries_again_the_calls_that_ended_with_these_statuses_alone() {
+    harness::run(async {
+        let own = json!({ "retry": { "grpcCodes": ["RESOURCE_EXHAUSTED"] } });
+        let off = json!({ "retry": { "grpcCodes": [] } });
+        for (settings, again) in [(json!({}), vec!["1", "14"]), (own, vec!["8"]), (off, vec![])] {
+            let (shop, script, _running) = open(2, settings).await;
+            for status in ["0", "1", "2", "4", "8", "10", "13", "14"] {
+                let headers = [("content-type", "application/grpc"), ("grpc-status", status)];
+                (0..2).for_each(|replica| script.says(replica, 200, &headers));
+                let reply = call(&shop, &[]).await;
+                let wanted = if again.contains(&status) { 3 } else { 1 };
+                assert_eq!((reply.trailer("grpc-status"), script.taken().len()), (status, wanted), "{again:?}");
+            }
+            // The same words, and no call.
+            script.says(0, 200, &[("grpc-status", "14")]);
+            script.says(1, 200, &[("grpc-status", "14")]);
+            assert_eq!((send(&shop, Method::POST).await.status.as_u16(), script.taken().len()), (200, 1));
+            let counted = count(&shop, "outrigger_retries_total", ("reason", "grpc_status")).await;
+            assert_eq!(counted, 2.0 * again.len() as f64, "{again:?}");
+        }
+    });
+}
+
+#[test]
+fn a_pushback_delays_the_next_try_of_a_call_or_forbids_it() {
+    harness::run(async {
+        let (shop, script, _running) = open(2, json!({ "retry": { "attempts": 1 } })).await;
+        let mut denied = 0.0;
+        // Without a pushback, with one of these, and with one that the call's own deadline does not allow.
+        for (pushback, deadline, tries, least) in [
+            (None, "10S", 2, 0),
+            (Some("0"), "10S", 2, 0),
+            (Some("700"), "10S", 2, 700),
+            (Some("700"), "500m", 1, 0),
+            (Some("-1"), "10S", 1, 0),
+            (Some("later"), "10S", 1, 0),
+            (Some("31000"), "90S", 1, 0),
+        ] {
+            let mut headers = vec![("content-type", "application/grpc"), ("grpc-status", "14")];
+            headers.extend(pushback.map(|text| ("grpc-retry-pushback-ms", text)));
+            (0..2).for_each(|replica| script.says(replica, 200, &headers));
+            let begun = Instant::now();
+            let reply = call(&shop, &[("grpc-timeout", deadline)]).await;
+            let took = begun.elapsed();
+            assert_eq!((reply.trailer("grpc-status"), script.taken().len()), ("14", tries), "{pushback:?} {deadline}");
+            let least = Duration::from_millis(least);
+            assert!(took >= least && took < least + Duration::from_millis(600), "{pushback:?} {deadline}: {took:?}");
+            denied += f64::from(u8::from(tries == 1));
+            let counted = count(&shop, "outrigger_retries_denied_total", ("limit", "retry_after")).await;
+            assert_eq!(counted, denied, "{pushback:?} {deadline}");
         }
     });
 }

@@ -385,6 +385,11 @@ pub struct RetryPolicy {
     /// Response codes of idempotent requests (RFC 9110 section 9.2.2) that are tried again. Default `[503]`, the one
     /// code that says that the request was not processed.
     pub codes: Vec<u16>,
+    /// gRPC statuses that are tried again, as `UNAVAILABLE`, where a call was answered by its status alone. Default
+    /// `[UNAVAILABLE, CANCELLED]`, as Istio. A call is a POST, which is not idempotent: where no call may ever be made
+    /// twice, `[]` switches it off.
+    #[serde(rename = "grpcCodes")]
+    pub grpc_codes: Vec<GrpcCode>,
     /// Base of the full-jitter backoff. Try N waits a random time in [0, min(backoff x (2^N - 1), 10 x backoff)).
     /// Default 25 ms, as Envoy.
     pub backoff: HumanDuration,
@@ -535,6 +540,7 @@ impl Default for RetryPolicy {
         Self {
             attempts: 2,
             codes: vec![503],
+            grpc_codes: vec![GrpcCode::UNAVAILABLE, GrpcCode::CANCELLED],
             backoff: Duration::from_millis(25).into(),
             budget: Percent::new_const(20),
             budget_floor: 3,

@@ -326,6 +326,12 @@ impl Check {
                 self.issue(at(&format!("retry.codes[{i}]")), message, "give codes from 400 to 599, as 503");
             }
         }
+        for (i, code) in retry.grpc_codes.iter().enumerate() {
+            if code.is_ok() {
+                let message = format!("{code} is not the status of a failed call");
+                self.issue(at(&format!("retry.grpcCodes[{i}]")), message, "give statuses as UNAVAILABLE");
+            }
+        }
         if retry.attempts > 0 {
             let why = "retries would follow one another at once";
             self.nonzero(
