@@ -17,6 +17,7 @@ mod modes;
 mod protocols;
 mod resilience;
 mod retries;
+mod retry_after;
 mod routes;
 mod smoke;
 mod streams;

@@ -66,7 +66,7 @@ fn the_full_example_is_right_and_means_what_it_says() {
     );
     assert_eq!(config.services[1].mtls, MtlsMode::Off);
     assert_eq!(config.routes[0].rules.len(), 4);
-    assert_eq!(config.routes[0].rules[1].retry.grpc_codes[0].number(), "14");
+    assert_eq!(config.routes[0].rules[1].retry.grpc_codes.as_ref().unwrap()[0].number(), "14");
     // Every value that has a default is shown with it, but for those that the example says otherwise of.
     let defaults: Config = load_text("services: [{ name: orders.mesh, port: 8080 }]", &[]).unwrap();
     let json = |c: &Config| serde_json::to_value(c).unwrap();
@@ -169,7 +169,17 @@ fn limits_are_kept() {
     refused(&service("timeouts: { connect: 0s }"), "4:24", &["no connection could be made", "the default is 5s"]);
     refused(&service("retry: { attempts: 11 }"), "4:22", &["11 is beyond the limit", "at most 10"]);
     refused(&service("retry: { codes: [503, 200] }"), "4:25", &["200 is not the status", "400 to 599"]);
+    refused(
+        &service("retry: { grpcCodes: [CANCELLED, OK] }"),
+        "4:34",
+        &["OK is not the status of a failed", "UNAVAILABLE"],
+    );
     refused(&service("retry: { budget_floor: 5000 }"), "4:26", &["5000 is beyond", "at most 1000"]);
+    refused(
+        &service("retry: { max_retry_after: 6m }"),
+        "4:29",
+        &["6m would leave", "at most 5m", "0s takes no notice"],
+    );
     refused(
         &service("timeouts: { request: 1s, backendRequest: 2s }"),
         "4:44",

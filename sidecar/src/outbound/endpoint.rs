@@ -37,6 +37,7 @@ pub struct Endpoint {
     requests: Cell<u64>,
     connect_failures: Cell<u32>,
     unavailable_until: Cell<Option<Instant>>,
+    rests_until: Cell<Option<Instant>>,
     /// Connections that carry HTTP/2.
     pub h2: Rc<H2Pool>,
     /// Connections that carry HTTP/1.1, where the endpoint has no sidecar.
@@ -56,6 +57,7 @@ impl Endpoint {
             requests: Cell::new(0),
             connect_failures: Cell::new(0),
             unavailable_until: Cell::new(None),
+            rests_until: Cell::new(None),
             h2: Rc::default(),
             h1: Rc::default(),
         })
@@ -88,6 +90,21 @@ impl Endpoint {
         self.connect_failures.set(failures);
         let wait = FIRST_BACKOFF * 2_u32.pow(failures.min(MAX_DOUBLINGS + 1) - 1);
         self.unavailable_until.set(Some(now + wait / 2 + full_jitter(wait / 2, 1)));
+    }
+
+    /// Whether it is left alone because it asked for it.
+    pub fn rests(&self, now: Instant) -> bool {
+        self.rests_until.get().is_some_and(|until| now < until)
+    }
+
+    /// It asked to be left alone until then.
+    pub fn rest(&self, until: Instant) {
+        self.rests_until.set(Some(until));
+    }
+
+    /// Nobody else can be used: true if it was left alone until now.
+    pub fn wake(&self, now: Instant) -> bool {
+        self.rests_until.take().is_some_and(|until| now < until)
     }
 
     /// A connect succeeded.
@@ -123,6 +140,8 @@ impl Candidate for Endpoint {
     }
 
     fn is_available(&self, now: Instant) -> bool {
-        !self.health.is_ejected(now) && self.unavailable_until.get().is_none_or(|until| now >= until)
+        !self.health.is_ejected(now)
+            && !self.rests(now)
+            && self.unavailable_until.get().is_none_or(|until| now >= until)
     }
 }

@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::SocketAddr,
     rc::{Rc, Weak},
+    time::Duration,
 };
 
 use rustc_hash::FxHashMap;
@@ -26,7 +27,7 @@ use crate::{
     discovery::{EndpointSet, SetState, Target, Watch},
     http::client::ConnectError,
     reason::Reason,
-    resilience::{CircuitBreakers, Outcome, OutlierDetector, RetryBudget},
+    resilience::{CircuitBreakers, Outcome, OutlierDetector, Rests, RetryBudget},
     telemetry::{Direction, RequestMetrics, ServiceMetrics},
     tls::PeerExpectation,
     worker::Worker,
@@ -126,6 +127,7 @@ pub struct Service {
     state: RefCell<SetState>,
     changed: Notify,
     detector: OutlierDetector,
+    rests: Rests,
     /// The share of requests that may be retries.
     pub budget: RetryBudget,
     /// Bounds on what is under way.
@@ -201,6 +203,7 @@ impl Service {
             state: RefCell::new(SetState::Resolving),
             changed: Notify::new(),
             detector: OutlierDetector::new(&spec.outlier_detection),
+            rests: Rests::new(&spec.outlier_detection),
             budget: RetryBudget::new(spec.retry.budget, spec.retry.budget_floor.div_ceil(workers.max(1))),
             breakers: CircuitBreakers::new(&spec.circuit_breakers, workers),
             metrics: worker.metrics.service(spec.name.as_str()),
@@ -239,6 +242,12 @@ impl Service {
             if let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried, hash) {
                 return Ok(endpoint);
             }
+        }
+        // With panic switched off. An endpoint that asked for a rest is better than none.
+        if self.balancer.borrow().endpoints().iter().filter(|e| e.wake(Instant::now())).count() > 0
+            && let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried)
+        {
+            return Ok(endpoint);
         }
         Err(self.nobody())
     }
@@ -287,6 +296,31 @@ impl Service {
         if let Some(worker) = self.worker.upgrade() {
             self.publish(&worker);
         }
+    }
+
+    /// An endpoint wants no request for `time`. It gets none for at most `retry.max_retry_after`, if others are there.
+    pub fn told_to_wait(&self, endpoint: &Rc<Endpoint>, time: Duration) {
+        let now = Instant::now();
+        let time = time.min(self.spec.retry.max_retry_after.get());
+        // What it says meanwhile, to requests from before, neither lengthens nor shortens that.
+        if time.is_zero() || !endpoint.is_available(now) {
+            return;
+        }
+        let total = self.balancer.borrow().endpoints().len();
+        if self.rests.try_begin(now, now + time, self.detector.ejected(), total) {
+            endpoint.rest(now + time);
+            self.metrics.retry_after("respected");
+            tracing::debug!(service = %self.spec.name, endpoint = %endpoint.address, ?time, "endpoint left alone: Retry-After");
+        } else {
+            self.metrics.retry_after("ejection_share");
+        }
+    }
+
+    /// Whether an available endpoint is there that is neither of `tried` nor `failed`.
+    pub fn has_other(&self, tried: &[Rc<Endpoint>], failed: &Rc<Endpoint>) -> bool {
+        let now = Instant::now();
+        let is_new = |e: &Rc<Endpoint>| !Rc::ptr_eq(e, failed) && !tried.iter().any(|t| Rc::ptr_eq(t, e));
+        self.balancer.borrow().endpoints().iter().any(|e| is_new(e) && e.is_available(now))
     }
 
     /// A connect failed: perhaps the endpoint has moved.

@@ -54,6 +54,7 @@ pub(super) struct Families {
     pub(super) retries: Family<ServiceReasonKey, Count>,
     pub(super) retries_denied: Family<ServiceReasonKey, Count>,
     pub(super) ejections: Family<ServiceReasonKey, Count>,
+    pub(super) retry_after: Family<ServiceReasonKey, Count>,
     pub(super) circuit_open: Family<ServiceReasonKey, Count>,
     pub(super) connect_failures: Family<ServiceReasonKey, Count>,
     pub(super) routes: Family<Arc<str>, RequestCells>,
@@ -74,6 +75,7 @@ impl Families {
             retries: Family::new(usize::MAX),
             retries_denied: Family::new(usize::MAX),
             ejections: Family::new(usize::MAX),
+            retry_after: Family::new(usize::MAX),
             circuit_open: Family::new(usize::MAX),
             connect_failures: Family::new(usize::MAX),
             routes: Family::new(MAX_ROUTES),
@@ -111,6 +113,7 @@ impl Collector for WorkerCollector {
             ("outrigger_retries", "Tries after a request's first.", "reason", &families.retries),
             ("outrigger_retries_denied", "Retries that a limit forbade.", "limit", &families.retries_denied),
             ("outrigger_ejections", "Endpoints that a worker ejected.", "cause", &families.ejections),
+            ("outrigger_retry_after", "Endpoints that asked to be left alone.", "outcome", &families.retry_after),
             ("outrigger_circuit_open", "What a circuit breaker refused.", "limit", &families.circuit_open),
             ("outrigger_connect_failures", "Endpoints not reached.", "reason", &families.connect_failures),
         ];

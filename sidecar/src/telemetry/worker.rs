@@ -341,6 +341,7 @@ pub struct ServiceMetrics {
     retries: Reasons,
     denied: Reasons,
     ejections: Reasons,
+    retry_after: Reasons,
     circuit_open: Reasons,
     connect_failures: Reasons,
     local: Local,
@@ -356,6 +357,7 @@ impl ServiceMetrics {
             retries: Reasons::default(),
             denied: Reasons::default(),
             ejections: Reasons::default(),
+            retry_after: Reasons::default(),
             circuit_open: Reasons::default(),
             connect_failures: Reasons::default(),
             local: PhantomData,
@@ -379,6 +381,11 @@ impl ServiceMetrics {
     /// This worker ejected an endpoint.
     pub fn ejection(&self, cause: &'static str) {
         self.ejections.count(cause, &self.families.ejections, || self.key(cause));
+    }
+
+    /// An endpoint asked with `Retry-After` to be left alone: `respected`, or not for its `ejection_share`.
+    pub fn retry_after(&self, outcome: &'static str) {
+        self.retry_after.count(outcome, &self.families.retry_after, || self.key(outcome));
     }
 
     /// This worker took an ejected endpoint back.
