@@ -245,7 +245,7 @@ impl Service {
         }
         // With panic switched off. An endpoint that asked for a rest is better than none.
         if self.balancer.borrow().endpoints().iter().filter(|e| e.wake(Instant::now())).count() > 0
-            && let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried)
+            && let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried, hash)
         {
             return Ok(endpoint);
         }
