@@ -166,7 +166,7 @@ pub(super) async fn call(
     let own = policy.request().map(|limit| Deadline { at: exchange.started() + limit, limit });
     let end = own.into_iter().chain(deadline).min_by_key(|d| d.at);
     let asked = Cell::new(None);
-    let mut tries = pin!(tries(worker, policy, outgoing, source, activity, end, &asked));
+    let mut tries = pin!(tries(worker, policy, outgoing, source, activity, end.map(|end| end.at), &asked));
     let outcome = match end {
         None => tries.await,
         Some(end) => tokio::time::timeout_at(end.at, tries.as_mut()).await.unwrap_or_else(|_| {
@@ -222,7 +222,7 @@ async fn tries(
     outgoing: &Parts,
     source: &Source,
     activity: &Activity,
-    end: Option<Deadline>,
+    end: Option<Instant>,
     asked: &Cell<Option<Rc<Endpoint>>>,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     let service = policy.service;

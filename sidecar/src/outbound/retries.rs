@@ -6,10 +6,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{endpoint::Endpoint, policy::Policy};
-use crate::{
-    http::body::Deadline,
-    resilience::{Permit, Pushback, full_jitter},
-};
+use crate::resilience::{Permit, Pushback, full_jitter};
 
 /// The tries of one call.
 pub(super) struct Retries<'a> {
@@ -57,7 +54,7 @@ impl<'a> Retries<'a> {
         &mut self,
         said: Option<Pushback>,
         failed: &Rc<Endpoint>,
-        end: Option<Deadline>,
+        end: Option<Instant>,
     ) -> Option<Duration> {
         if self.made >= self.policy.attempts() {
             return None;
@@ -73,11 +70,11 @@ impl<'a> Retries<'a> {
     /// nobody from another one; who has no other waits for it only where the call says by when it must have ended,
     /// since nobody counts on an answer that takes as long as an overload. A pushback is the call's own, wherever it
     /// goes next.
-    fn least_wait(&self, said: Option<Pushback>, failed: &Rc<Endpoint>, end: Option<Deadline>) -> Option<Duration> {
+    fn least_wait(&self, said: Option<Pushback>, failed: &Rc<Endpoint>, end: Option<Instant>) -> Option<Duration> {
         let service = self.policy.service;
         let longest = service.spec.retry.max_retry_after.get();
         let bounded = |wait: Duration| {
-            let fits = wait <= longest && end.is_none_or(|end| wait < end.at.saturating_duration_since(Instant::now()));
+            let fits = wait <= longest && end.is_none_or(|end| wait < end.saturating_duration_since(Instant::now()));
             fits.then_some(wait)
         };
         match said {
