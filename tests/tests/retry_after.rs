@@ -94,13 +94,13 @@ async fn count(shop: &Shop, metric: &str, label: (&str, &str)) -> f64 {
 /// Sends requests that are not tried again until the first replica is asked.
 async fn until_first_is_asked(shop: &Shop, script: &Replicas) {
     script.taken();
-    for _ in 0..200 {
+    for _ in 0..5_000 {
         send(shop, Method::POST).await;
         if script.taken().contains(&0) {
             return;
         }
     }
-    panic!("the first replica was not asked in 200 requests");
+    panic!("the first replica was not asked in 5,000 requests");
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn limits_are_kept() {
     refused(&service("retry: { codes: [503, 200] }"), "4:25", &["200 is not the status", "400 to 599"]);
     refused(
         &service("retry: { grpcCodes: [CANCELLED, OK] }"),
-        "4:34",
+        "4:35",
         &["OK is not the status of a failed", "UNAVAILABLE"],
     );
     refused(&service("retry: { budget_floor: 5000 }"), "4:26", &["5000 is beyond", "at most 1000"]);
