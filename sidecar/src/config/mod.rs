@@ -8,6 +8,7 @@ mod env;
 mod fields;
 mod filters;
 mod filters_check;
+mod health_check;
 mod load;
 mod outline;
 mod problem;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use env::variables;
 pub use fields::{FieldName, FieldValue, GrpcCode, HostPattern, MethodMatch, OriginPattern, RouteName};
 pub use filters::*;
+pub use health_check::{GrpcHealthCheck, HealthCheck, HttpHealthCheck, StatusRange, TcpHealthCheck};
 pub use load::load;
 pub use problem::ConfigError;
 pub use routes::*;
@@ -328,6 +330,9 @@ pub struct ServiceConfig {
     /// Ejection of failing endpoints.
     #[serde(default)]
     pub outlier_detection: OutlierDetection,
+    /// Endpoints asked whether they are well. Default: none is.
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
     /// Bounds on what may be under way at once.
     #[serde(default)]
     pub circuit_breakers: CircuitBreakers,

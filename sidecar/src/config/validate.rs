@@ -281,6 +281,9 @@ impl Check {
             self.member(&at(&format!("identities[{i}]")), &IdPattern::Exact(id.clone()), domain);
         }
         self.timeouts_and_retries(at, service);
+        if let Some(check) = &service.health_check {
+            self.0.extend(super::health_check::issues(&at("health_check"), check));
+        }
 
         let outlier = &service.outlier_detection;
         let path = |field: &str| at(&format!("outlier_detection.{field}"));

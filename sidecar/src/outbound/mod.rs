@@ -6,6 +6,7 @@
 mod connect;
 mod endpoint;
 mod forward;
+mod health_check;
 mod http;
 mod mirror;
 mod opaque;
