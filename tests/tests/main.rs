@@ -6,6 +6,7 @@ mod breakers;
 mod ca;
 mod connections;
 mod drain;
+mod health_checks;
 mod herd;
 mod hostile;
 mod identity;

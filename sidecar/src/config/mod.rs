@@ -8,6 +8,7 @@ mod env;
 mod fields;
 mod filters;
 mod filters_check;
+mod health_check;
 mod load;
 mod load_balancing;
 mod outline;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use env::variables;
 pub use fields::{FieldName, FieldValue, GrpcCode, HostPattern, MethodMatch, OriginPattern, RouteName};
 pub use filters::*;
+pub use health_check::{GrpcHealthCheck, HealthCheck, HttpHealthCheck, StatusRange, TcpHealthCheck};
 pub use load::load;
 pub use load_balancing::*;
 pub use problem::ConfigError;
@@ -330,6 +332,9 @@ pub struct ServiceConfig {
     /// Ejection of failing endpoints.
     #[serde(default)]
     pub outlier_detection: OutlierDetection,
+    /// Endpoints asked whether they are well. Default: none is.
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
     /// Bounds on what may be under way at once.
     #[serde(default)]
     pub circuit_breakers: CircuitBreakers,

@@ -327,6 +327,9 @@ impl Check {
         }
         self.timeouts_and_retries(at, service);
         self.load_balancing(at, &service.load_balancing);
+        if let Some(check) = &service.health_check {
+            self.0.extend(super::health_check::issues(&at("health_check"), check));
+        }
 
         let outlier = &service.outlier_detection;
         let path = |field: &str| at(&format!("outlier_detection.{field}"));

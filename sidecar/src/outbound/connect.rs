@@ -40,30 +40,37 @@ pub(super) async fn mesh(
     endpoint: &Endpoint,
     alpn: &'static [u8],
 ) -> Result<Mesh, ConnectError> {
-    within(service, endpoint, async {
-        let config = client_config(worker, service, alpn)?;
-        let stream = tcp(service, endpoint).await?;
-        let name = tls::server_name(&service.spec.expect.host);
-        let stream = TlsConnector::from(config)
-            .connect(name, ReadAhead::new(stream))
-            .await
-            .map_err(|e| refused(worker, service, endpoint, &tls::explain(&e)))?;
-        let connection = stream.get_ref().1;
-        let peer = tls::peer_id(connection);
-        match peer {
-            Some(peer) if connection.alpn_protocol() == Some(alpn) => {
-                let standing = worker.peers.enter(connection, Usage::Server, &worker.shared.identity);
-                Ok(Mesh { io: stream, peer, standing })
-            }
-            _ => {
-                worker.metrics.tls_failure(Direction::Outbound, "alpn");
-                let (service, address) = (&service.spec.name, endpoint.address);
-                let text = format!("{service} at {address} does not speak this version of the mesh protocol");
-                Err(ConnectError::new(Reason::MeshVersion, text))
-            }
+    within(service, endpoint, handshake(worker, service, endpoint, alpn)).await
+}
+
+/// The same in as much time as it takes, and without a word to those who judge endpoints.
+pub(super) async fn handshake(
+    worker: &Worker,
+    service: &Service,
+    endpoint: &Endpoint,
+    alpn: &'static [u8],
+) -> Result<Mesh, ConnectError> {
+    let config = client_config(worker, service, alpn)?;
+    let stream = tcp(service, endpoint).await?;
+    let name = tls::server_name(&service.spec.expect.host);
+    let stream = TlsConnector::from(config)
+        .connect(name, ReadAhead::new(stream))
+        .await
+        .map_err(|e| refused(worker, service, endpoint, &tls::explain(&e)))?;
+    let connection = stream.get_ref().1;
+    let peer = tls::peer_id(connection);
+    match peer {
+        Some(peer) if connection.alpn_protocol() == Some(alpn) => {
+            let standing = worker.peers.enter(connection, Usage::Server, &worker.shared.identity);
+            Ok(Mesh { io: stream, peer, standing })
         }
-    })
-    .await
+        _ => {
+            worker.metrics.tls_failure(Direction::Outbound, "alpn");
+            let (service, address) = (&service.spec.name, endpoint.address);
+            let text = format!("{service} at {address} does not speak this version of the mesh protocol");
+            Err(ConnectError::new(Reason::MeshVersion, text))
+        }
+    }
 }
 
 /// A share of an HTTP/2 connection to `endpoint`.
@@ -171,7 +178,8 @@ pub(super) fn overflow(service: &Service, which: &'static str) -> ConnectError {
     ConnectError::new(Reason::CircuitOpen, format_args!("circuit_breakers.{which} of {} is reached", service.spec.name))
 }
 
-async fn tcp(service: &Service, endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
+/// Connects in the clear, as [`handshake`] does.
+pub(super) async fn tcp(service: &Service, endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
     dial(endpoint.address).await.map_err(|e| {
         let (service, address) = (&service.spec.name, endpoint.address);
         ConnectError::new(Reason::ConnectFailed, format_args!("cannot connect to {service} at {address}: {e}"))

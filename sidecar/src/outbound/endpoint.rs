@@ -14,7 +14,7 @@ use crate::{
     balance::{self, Candidate, PeakEwma},
     http::client::H2Pool,
     http1::client::Pool,
-    resilience::{HostHealth, full_jitter},
+    resilience::{ActiveHealth, HostHealth, full_jitter},
 };
 
 /// The first wait after a failed connect; it doubles with each further one.
@@ -34,6 +34,8 @@ pub struct Endpoint {
     load: PeakEwma,
     /// What outlier detection knows of it.
     pub health: HostHealth,
+    /// What active health checks know of it.
+    pub checked: ActiveHealth,
     requests: Cell<u64>,
     connect_failures: Cell<u32>,
     unavailable_until: Cell<Option<Instant>>,
@@ -54,6 +56,7 @@ impl Endpoint {
             priority: Cell::new(priority),
             load: PeakEwma::new(Instant::now()),
             health: HostHealth::default(),
+            checked: ActiveHealth::default(),
             requests: Cell::new(0),
             connect_failures: Cell::new(0),
             unavailable_until: Cell::new(None),
@@ -140,7 +143,8 @@ impl Candidate for Endpoint {
     }
 
     fn is_available(&self, now: Instant) -> bool {
-        !self.health.is_ejected(now)
+        self.checked.is_usable()
+            && !self.health.is_ejected(now)
             && !self.rests(now)
             && self.unavailable_until.get().is_none_or(|until| now >= until)
     }

@@ -16,13 +16,13 @@ use tokio::{
     time::Instant,
 };
 
-use super::endpoint::Endpoint;
+use super::{endpoint::Endpoint, health_check};
 use crate::{
     admin::EndpointReport,
     balance::{Balancer, Candidate},
     config::{
-        CircuitBreakers as Thresholds, EndpointSource, Host, LoadBalancing, MtlsMode, OutlierDetection, Protocol,
-        RetryPolicy, ServiceConfig, Timeouts,
+        CircuitBreakers as Thresholds, EndpointSource, HealthCheck, Host, LoadBalancing, MtlsMode, OutlierDetection,
+        Protocol, RetryPolicy, ServiceConfig, Timeouts,
     },
     discovery::{EndpointSet, SetState, Target, Watch},
     http::client::ConnectError,
@@ -52,6 +52,8 @@ pub struct ServiceSpec {
     pub retry: RetryPolicy,
     /// Ejection.
     pub outlier_detection: OutlierDetection,
+    /// Active health checks.
+    pub health_check: Option<HealthCheck>,
     /// Bounds.
     pub circuit_breakers: Thresholds,
     /// Which endpoint takes the next request.
@@ -72,6 +74,7 @@ impl ServiceSpec {
             timeouts: config.timeouts.clone(),
             retry: config.retry.clone(),
             outlier_detection: config.outlier_detection.clone(),
+            health_check: config.health_check.clone(),
             circuit_breakers: config.circuit_breakers.clone(),
             load_balancing: config.load_balancing.clone(),
         }
@@ -88,6 +91,7 @@ impl ServiceSpec {
             timeouts: Timeouts::default(),
             retry: RetryPolicy::default(),
             outlier_detection: OutlierDetection::default(),
+            health_check: None,
             circuit_breakers: Thresholds::default(),
             load_balancing: LoadBalancing::default(),
         }
@@ -125,7 +129,7 @@ pub struct Service {
     pub spec: ServiceSpec,
     balancer: RefCell<Balancer<Endpoint>>,
     state: RefCell<SetState>,
-    changed: Notify,
+    changed: Rc<Notify>,
     detector: OutlierDetector,
     rests: Rests,
     /// The share of requests that may be retries.
@@ -139,6 +143,7 @@ pub struct Service {
     pub(super) tls: RefCell<TlsCache>,
     watch: RefCell<Option<Watch>>,
     task: Cell<Option<AbortHandle>>,
+    checks: Cell<Option<AbortHandle>>,
     worker: Weak<Worker>,
 }
 
@@ -150,6 +155,9 @@ impl fmt::Debug for Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        if let Some(checks) = self.checks.take() {
+            checks.abort();
+        }
         if let Some(task) = self.task.take() {
             task.abort();
             if let Some(worker) = self.worker.upgrade() {
@@ -185,6 +193,7 @@ impl Service {
             }
         });
         service.task.set(Some(task.abort_handle()));
+        service.checks.set(health_check::start(&service));
         service
     }
 
@@ -201,7 +210,7 @@ impl Service {
         Rc::new(Self {
             balancer: RefCell::new(Balancer::new(spec.outlier_detection.panic_threshold, &spec.load_balancing)),
             state: RefCell::new(SetState::Resolving),
-            changed: Notify::new(),
+            changed: Rc::default(),
             detector: OutlierDetector::new(&spec.outlier_detection),
             rests: Rests::new(&spec.outlier_detection),
             budget: RetryBudget::new(spec.retry.budget, spec.retry.budget_floor.div_ceil(workers.max(1))),
@@ -211,6 +220,7 @@ impl Service {
             tls: RefCell::default(),
             watch: RefCell::new(None),
             task: Cell::new(None),
+            checks: Cell::new(None),
             worker: Rc::downgrade(worker),
             spec,
         })
@@ -276,7 +286,8 @@ impl Service {
         let name = &self.spec.name;
         let total = self.balancer.borrow().endpoints().len();
         if total > 0 {
-            let text = format!("all {total} endpoints of {name} are ejected or unreachable");
+            let checked = if self.spec.health_check.is_some() { "unhealthy, " } else { "" };
+            let text = format!("all {total} endpoints of {name} are {checked}ejected or unreachable");
             return ConnectError::new(Reason::NoHealthyEndpoints, text);
         }
         let text = match &*self.state.borrow() {
@@ -360,7 +371,11 @@ impl Service {
                 .map(|wanted| {
                     let endpoint = before.remove(&wanted.address).unwrap_or_else(|| {
                         here.push(wanted.address);
-                        Endpoint::new(wanted.address, wanted.weight, wanted.priority)
+                        let new = Endpoint::new(wanted.address, wanted.weight, wanted.priority);
+                        if self.spec.health_check.is_some() && !balancer.endpoints().is_empty() {
+                            new.checked.expect();
+                        }
+                        new
                     });
                     endpoint.update(wanted.weight, wanted.priority);
                     endpoint
@@ -382,12 +397,29 @@ impl Service {
         self.changed.notify_waiters();
     }
 
-    fn publish(&self, worker: &Worker) {
+    /// Its worker, until that ends.
+    pub(super) fn worker(&self) -> Option<Rc<Worker>> {
+        self.worker.upgrade()
+    }
+
+    /// Tells whoever waits when discovery has said something.
+    pub(super) fn changed(&self) -> Rc<Notify> {
+        Rc::clone(&self.changed)
+    }
+
+    /// Its endpoints now.
+    pub(super) fn endpoints(&self) -> Vec<Rc<Endpoint>> {
+        self.balancer.borrow().endpoints().to_vec()
+    }
+
+    /// Shows operators how its endpoints are.
+    pub(super) fn publish(&self, worker: &Worker) {
         let now = Instant::now();
         let balancer = self.balancer.borrow();
         let endpoints = balancer.endpoints();
         let stale = matches!(*self.state.borrow(), SetState::Stale { .. });
         self.metrics.endpoints(endpoints.len(), self.detector.ejected(), stale);
+        self.metrics.unhealthy(endpoints.iter().filter(|e| !e.checked.is_usable()).count());
         let report = endpoints
             .iter()
             .map(|e| EndpointReport {
@@ -396,6 +428,8 @@ impl Service {
                 priority: e.priority(),
                 ejected_for: e.health.ejected_for(now),
                 ejections: e.health.ejections(),
+                unhealthy: !e.checked.is_usable(),
+                check_failure: e.checked.failure(),
                 requests: e.requests(),
             })
             .collect();

@@ -88,6 +88,7 @@ pub(super) struct ConnectionCells {
 pub(super) struct ServiceCells {
     pub(super) endpoints: Cell64,
     pub(super) ejected: Cell64,
+    pub(super) unhealthy: Cell64,
     pub(super) stale: Cell64,
     pub(super) readmissions: Cell64,
 }
@@ -343,6 +344,7 @@ pub struct ServiceMetrics {
     ejections: Reasons,
     retry_after: Reasons,
     circuit_open: Reasons,
+    health_checks: Reasons,
     connect_failures: Reasons,
     local: Local,
 }
@@ -359,6 +361,7 @@ impl ServiceMetrics {
             ejections: Reasons::default(),
             retry_after: Reasons::default(),
             circuit_open: Reasons::default(),
+            health_checks: Reasons::default(),
             connect_failures: Reasons::default(),
             local: PhantomData,
         })
@@ -398,6 +401,19 @@ impl ServiceMetrics {
         self.circuit_open.count(which, &self.families.circuit_open, || self.key(which));
     }
 
+    /// An active health check ended with `result`.
+    pub fn health_check(&self, result: &'static str) {
+        self.health_checks.count(result, &self.families.health_checks, || self.key(result));
+    }
+
+    /// How many of the endpoints that this worker's balancer holds are out of use by their health checks. Does nothing
+    /// for services beyond the limit.
+    pub fn unhealthy(&self, endpoints: usize) {
+        if !self.is_other {
+            self.cells.unhealthy.set(endpoints as u64);
+        }
+    }
+
     /// What this worker's balancer now holds: endpoints in all, those ejected, and whether the set is stale because
     /// discovery fails. Does nothing for services beyond the limit, whose sets have no common meaning.
     pub fn endpoints(&self, total: usize, ejected: usize, stale: bool) {
@@ -420,6 +436,7 @@ impl Drop for ServiceMetrics {
         // Counts outlive their worker; a set of endpoints that no balancer holds any more does not.
         self.cells.endpoints.set(0);
         self.cells.ejected.set(0);
+        self.cells.unhealthy.set(0);
         self.cells.stale.set(0);
     }
 }
