@@ -16,10 +16,15 @@ use outrigger_ca::authority::{NewRoot, SharedRoot};
 
 /// Keys are in this process's memory: no core file of it, and nobody else of its user attaches to it.
 fn hide_memory() {
-    let hidden = nix::sys::prctl::set_dumpable(false)
-        .and_then(|()| nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0));
-    if let Err(why) = hidden {
-        tracing::warn!(%why, "core files of this process cannot be switched off");
+    use nix::sys::{
+        prctl::set_dumpable,
+        resource::{Resource, setrlimit},
+    };
+    // Each for itself: a sandbox may refuse one of them.
+    for hidden in [set_dumpable(false), setrlimit(Resource::RLIMIT_CORE, 0, 0)] {
+        if let Err(why) = hidden {
+            tracing::warn!(%why, "core files of this process cannot be switched off");
+        }
     }
 }
 

@@ -614,6 +614,8 @@ fn timeouts_and_retries_are_those_of_the_rule() {
             ("again", at("/again", json!({ "retry": { "codes": [429], "attempts": 2 } }))),
             ("once", at("/once", json!({ "retry": { "codes": [429], "attempts": 1 } }))),
             ("call", at("/test.Call", json!({ "retry": { "grpcCodes": ["UNAVAILABLE"] } }))),
+            ("other", at("/other.Call", json!({ "retry": { "grpcCodes": ["ABORTED"] } }))),
+            ("never", at("/never.Call", json!({ "retry": { "grpcCodes": [] } }))),
             ("rest", json!({})),
         ];
         let scripted = Scripted::open(routes(&rules), answer, always).await;
@@ -654,7 +656,9 @@ fn timeouts_and_retries_are_those_of_the_rule() {
             parts.uri = format!("http://{HOST}/{service}/Get").parse().unwrap();
             Request::from_parts(parts, data)
         };
-        for (service, status, tries) in [("test.Call", "0", 3), ("other.Call", "14", 1)] {
+        for (service, status, tries) in
+            [("test.Call", "0", 3), ("other.Call", "14", 1), ("never.Call", "14", 1), ("default.Call", "0", 3)]
+        {
             arrivals.store(0, Ordering::SeqCst);
             let reply = scripted.client.send(scripted.first.at4(8080), true, call(service)).await;
             assert_eq!((reply.trailer("grpc-status"), arrivals.load(Ordering::SeqCst)), (status, tries), "{service}");

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{HeaderName, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -17,7 +17,7 @@ use super::{
     enrol_error::EnrolCause,
 };
 
-/// Limit of all requests of one [`read`] together, after the connection was made.
+/// Limit of each request of a [`read`], after the connection was made.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A document that is asked for.
@@ -46,6 +46,9 @@ pub enum Document {
         etag: Option<String>,
     },
 }
+
+/// What became of each document that was asked for, in order.
+pub type Documents = Vec<Result<Document, ReadError>>;
 
 /// A document that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -80,12 +83,12 @@ pub enum ReadCause {
 }
 
 /// Reads documents one after another over one connection. Ends within [`CONNECT_TIMEOUT`](super::enrol::CONNECT_TIMEOUT)
-/// plus [`READ_TIMEOUT`]. `address` is `host:port`, `bundle_pem` the roots that may vouch for the CA's server.
+/// plus [`READ_TIMEOUT`] for each. `address` is `host:port`, `bundle_pem` the roots that may vouch for the CA's server.
 ///
 /// # Errors
 ///
-/// The first document that cannot be read ends it: what was read before would be of another moment.
-pub async fn read(address: &str, bundle_pem: &str, wanted: &[Wanted<'_>]) -> Result<Vec<Document>, ReadError> {
+/// Where there is no connection. What becomes of one document is no other one's affair.
+pub async fn read(address: &str, bundle_pem: &str, wanted: &[Wanted<'_>]) -> Result<Documents, ReadError> {
     let fail = |path: &str, cause| ReadError { address: address.to_owned(), path: path.to_owned(), cause };
     let Some(first) = wanted.first() else { return Ok(Vec::new()) };
     let connected = async {
@@ -99,18 +102,11 @@ pub async fn read(address: &str, bundle_pem: &str, wanted: &[Wanted<'_>]) -> Res
     let (mut sender, connection) = connected.await.map_err(|cause| fail(first.path, ReadCause::Connection(cause)))?;
     let _connection = AbortOnDrop::of(connection);
     let mut documents = Vec::with_capacity(wanted.len());
-    let mut at = first.path;
-    let all = async {
-        for want in wanted {
-            at = want.path;
-            documents.push(get(&mut sender, address, want).await?);
-        }
-        Ok(())
-    };
-    match timeout(READ_TIMEOUT, all).await.unwrap_or(Err(ReadCause::TimedOut)) {
-        Ok(()) => Ok(documents),
-        Err(cause) => Err(fail(at, cause)),
+    for want in wanted {
+        let read = timeout(READ_TIMEOUT, get(&mut sender, address, want)).await.unwrap_or(Err(ReadCause::TimedOut));
+        documents.push(read.map_err(|cause| fail(want.path, cause)));
     }
+    Ok(documents)
 }
 
 async fn get(sender: &mut SendRequest<Empty<Bytes>>, address: &str, want: &Wanted<'_>) -> Result<Document, ReadCause> {
@@ -123,14 +119,14 @@ async fn get(sender: &mut SendRequest<Empty<Bytes>>, address: &str, want: &Wante
     let response = sender.send_request(request).await.map_err(|e| ReadCause::Lost(e.to_string()))?;
     let (parts, body) = response.into_parts();
     let header = |name| parts.headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
-    // A server that has gRPC and nothing else (istiod) says so by one of these statuses, a proxy before it by a gRPC one.
-    let is_grpc = header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/grpc"));
+    // A server that has gRPC and nothing else (istiod) says so by one of these statuses, or by gRPC's UNIMPLEMENTED.
+    let is_unimplemented = header(HeaderName::from_static("grpc-status")) == Some("12");
     match parts.status {
         StatusCode::NOT_FOUND
         | StatusCode::METHOD_NOT_ALLOWED
         | StatusCode::UNSUPPORTED_MEDIA_TYPE
         | StatusCode::NOT_IMPLEMENTED => return Ok(Document::Absent),
-        _ if is_grpc => return Ok(Document::Absent),
+        StatusCode::OK if is_unimplemented => return Ok(Document::Absent),
         StatusCode::NOT_MODIFIED if want.etag.is_some() => return Ok(Document::Unchanged),
         StatusCode::OK => {}
         other => return Err(ReadCause::Status(other)),
@@ -220,7 +216,7 @@ mod tests {
         let absent = Document::Absent;
         let expected =
             [text.clone(), Document::Unchanged, text, absent.clone(), absent.clone(), absent.clone(), absent];
-        assert_eq!(read, expected);
+        assert_eq!(read.into_iter().map(Result::unwrap).collect::<Vec<_>>(), expected);
     }
 
     #[tokio::test]
@@ -234,7 +230,9 @@ mod tests {
             (want("/unchanged"), "it answered 304"),
             (want("/broken"), "it answered 500"),
         ] {
-            let error = read(&address, &root, &[want("/document"), wanted]).await.unwrap_err().to_string();
+            let mut all = read(&address, &root, &[wanted, want("/document")]).await.unwrap();
+            assert!(matches!(all.pop(), Some(Ok(Document::Text { .. }))), "the other one is read all the same");
+            let error = all.pop().unwrap().unwrap_err().to_string();
             let place = format!("cannot read {} of the CA {address}: ", wanted.path);
             assert!(error.starts_with(&place) && error.contains(words), "{error}");
         }

@@ -34,6 +34,10 @@ use crate::{
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of the time to the first answer. SPIRE's agent answers from memory.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often an agent that says nothing is asked whether it lives. More often than every 5 min, gRPC's servers in Go take it
+/// for an attack ("too many pings").
+const PING_INTERVAL: Duration = Duration::from_secs(6 * 60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// No honest message is longer, in bytes: the limit that gRPC has by itself.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// No honest chain or bundle has more certificates.
@@ -225,6 +229,9 @@ where
     let lost = |e: hyper::Error| WorkloadApiCause::Lost(e.to_string());
     let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true)
         .handshake::<_, tonic::body::Body>(TokioIo::new(stream))
         .await
         .map_err(lost)?;

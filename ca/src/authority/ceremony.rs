@@ -114,6 +114,11 @@ pub fn init(dir: &Path, options: InitOptions, now: OffsetDateTime) -> Result<Opt
             return Err(AuthorityError::NotTheRoot { path: "--root".into(), domain: domain.to_string() });
         }
     }
+    // To the end: a server that starts meanwhile, or another one who replaces, would find half a CA.
+    let _alone = match options.force {
+        true => Some(files::hold(dir, true)?.ok_or_else(|| AuthorityError::Served { dir: dir.display().to_string() })?),
+        false => None,
+    };
     let replaced = make_room(dir, options.force, now)?;
     let window = profile::Window::new(now, options.intermediate_ttl)?;
     let window = profile::Window { not_after: window.not_after.min(root.not_after), ..window };
@@ -265,7 +270,6 @@ fn make_room(dir: &Path, force: bool, now: OffsetDateTime) -> Result<Option<Path
     if !force {
         return Err(AuthorityError::Exists { dir: dir.display().to_string(), file });
     }
-    let _alone = files::hold(dir, true)?.ok_or_else(|| AuthorityError::Served { dir: dir.display().to_string() })?;
     // The random part keeps two replacements within one second apart.
     let aside = dir.join(format!("replaced-{}-{}", now.unix_timestamp(), hex(&super::random_bytes::<2>()?)));
     DirBuilder::new().mode(0o700).create(&aside).map_err(|e| files::error("create", &aside, e))?;

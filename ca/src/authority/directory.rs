@@ -51,9 +51,14 @@ impl Directory {
         Ok(Self { only_looks: true, ..this })
     }
 
-    /// Keeps `init --force` from replacing this CA until the file is dropped. `None`: that is under way.
-    pub fn hold(&self) -> Result<Option<std::fs::File>, AuthorityError> {
-        files::hold(&self.dir, false)
+    /// Keeps `init --force` from replacing the CA in this folder until the file is dropped; to be called before it is opened.
+    /// `None`: that is under way.
+    pub fn hold(dir: &Path) -> Result<Option<std::fs::File>, AuthorityError> {
+        match files::hold(dir, false) {
+            // That there is no CA, opening it says better.
+            Err(_) if !dir.exists() => Err(AuthorityError::Missing { dir: dir.display().to_string() }),
+            held => held,
+        }
     }
 
     /// Whether its database is to be looked at only.

@@ -81,7 +81,8 @@ pub(super) fn hold(dir: &Path, alone: bool) -> Result<Option<File>, AuthorityErr
     match if alone { folder.try_lock() } else { folder.try_lock_shared() } {
         Ok(()) => Ok(Some(folder)),
         Err(TryLockError::WouldBlock) => Ok(None),
-        // A file system without locks keeps nobody from serving.
+        // A file system without locks keeps nobody from serving; but what cannot be seen to be nobody's is not replaced.
+        Err(TryLockError::Error(why)) if alone => Err(error("lock", dir, why)),
         Err(TryLockError::Error(why)) => {
             tracing::warn!(dir = %dir.display(), %why, "the folder cannot be locked");
             Ok(Some(folder))

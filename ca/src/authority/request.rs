@@ -67,6 +67,9 @@ impl RequestedKey {
             return Err(RequestError::KeyKind);
         }
         csr.verify_signature().map_err(|_| RequestError::Signature)?;
+        if !is_in_its_one_form(&spki.subject_public_key.data, spki.subject_public_key.unused_bits) {
+            return Err(unreadable("its key is not an uncompressed point, or not the 32 bytes of Ed25519"));
+        }
         if !signature_is_der(&der) {
             return Err(unreadable("its signature is not DER, or not ECDSA with SHA-256 or SHA-384 or Ed25519"));
         }
@@ -95,6 +98,13 @@ impl RequestedKey {
     pub(super) fn as_rcgen(&self) -> &SubjectPublicKeyInfo {
         &self.0
     }
+}
+
+/// Whether a key stands there as everybody writes it (RFC 5480 section 2.2, RFC 8410 section 4). What verifies signatures
+/// takes compressed points and wrapped keys too, and one key in two forms would be two.
+fn is_in_its_one_form(bits: &[u8], unused: u8) -> bool {
+    const UNCOMPRESSED: u8 = 4;
+    unused == 0 && matches!((bits.len(), bits.first()), (65 | 97, Some(&UNCOMPRESSED)) | (32, _))
 }
 
 /// Whether the signature is one of an allowed kind in the one form that DER gives it (RFC 2986 section 4.2). It is not

@@ -190,6 +190,8 @@ fn store_code(error: &StoreError) -> &'static str {
 impl From<ChainFault> for Failure {
     fn from(error: ChainFault) -> Self {
         let code = match error {
+            // A row that cannot be one of ours is a verdict too.
+            ChainFault::Store(StoreError::Damaged(_)) => "log_damaged",
             ChainFault::Store(error) => return error.into(),
             ChainFault::Broken { .. } => "log_broken",
             ChainFault::Cut { .. } => "log_cut",

@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outrigger_ca::{
     admin,
     attest::Attestation,
-    authority::{Authority, Password, ServerNameText},
+    authority::{Authority, Directory, Password, ServerNameText},
     limits::Limits,
     server::{self, Listeners, Live, ServeError, ServerCertificate},
     store::{Database, Store},
@@ -51,11 +51,11 @@ const OTHER_FILES: u64 = 128;
 
 pub(crate) fn serve(dir: &Path, wish: Serve, output: Output) -> Outcome {
     let Serve { listen, names, metrics_listen, admin_socket, attestation, mut limits, prune_after, password } = wish;
-    let mut authority = Authority::open(dir, password.as_ref())?;
-    let _held = authority.hold()?.ok_or_else(|| {
+    let _held = Directory::hold(dir)?.ok_or_else(|| {
         let message = format!("\"outrigger-ca init --force\" is replacing the CA in {}; start again", dir.display());
         Failure::new(Kind::Refused, "ca_replaced", message)
     })?;
+    let mut authority = Authority::open(dir, password.as_ref())?;
     authority.add_server_names(names);
     let (attestation, told) = super::attestation::attestation(attestation)?;
     if let Some(told) = told {

@@ -9,7 +9,7 @@ use crate::store::{ChainFault, Store};
 
 /// How often it looks, the first time at its start.
 const EVERY: Duration = Duration::from_secs(3600);
-/// So many records and tokens go in one transaction at most: callers wait behind it.
+/// So many records, tokens and keys go in one transaction at most: callers wait behind it.
 const AT_ONCE: u32 = 2000;
 /// Between two such transactions callers have their turn.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -35,7 +35,7 @@ async fn look(store: &Store, after: Duration) -> Result<(u64, u64), Box<dyn std:
         let forgot = store.transaction(move |tx| tx.forget::<ChainFault>(now - after, now, AT_ONCE)).await??;
         records += forgot.pruned.records;
         tokens += forgot.tokens;
-        if forgot.pruned.records < u64::from(AT_ONCE) && forgot.tokens < u64::from(AT_ONCE) {
+        if [forgot.pruned.records, forgot.tokens, forgot.keys].iter().all(|gone| *gone < u64::from(AT_ONCE)) {
             return Ok((records, tokens));
         }
         sleep(PAUSE).await;

@@ -2,10 +2,14 @@
 
 mod authorities;
 
+use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
 use super::{
     StoreError,
     chain::ChainHash,
-    log, names_to_json,
+    keys, log, names_to_json,
     sql::{CommitError, Dialect, Mode, Sql},
 };
 
@@ -55,7 +59,7 @@ const STEPS: &[Step] = &[
     Step { sqlite: Work::Code(chain_the_log), postgres: Work::Sql(POSTGRES_TOKENS_AND_LOG) },
     Step { sqlite: Work::Sql(authorities::SQLITE), postgres: Work::Sql(authorities::POSTGRES) },
     Step { sqlite: Work::Sql(BY_CREDENTIAL), postgres: Work::Sql(BY_CREDENTIAL) },
-    Step { sqlite: Work::Sql(KEYS_SQLITE), postgres: Work::Sql(KEYS_POSTGRES) },
+    Step { sqlite: Work::Code(know_the_keys), postgres: Work::Code(know_the_keys) },
 ];
 
 /// What became of a token, or of a certificate.
@@ -241,4 +245,29 @@ fn chain_the_log(sql: &mut dyn Sql) -> Result<(), StoreError> {
 ",
     )?;
     Ok(())
+}
+
+/// Makes the table of keys, and enters those of the certificates that are good now.
+fn know_the_keys(sql: &mut dyn Sql) -> Result<(), StoreError> {
+    sql.batch(match sql.dialect() {
+        Dialect::Sqlite => KEYS_SQLITE,
+        Dialect::Postgres => KEYS_POSTGRES,
+    })?;
+    let page = "SELECT seq, id, not_after, certificate FROM issued
+                WHERE id IS NOT NULL AND not_after >= ?1 AND seq > ?2 ORDER BY seq LIMIT 500";
+    let (now, mut last) = (OffsetDateTime::now_utc(), i64::MIN);
+    loop {
+        let rows = sql.query(page, &[now.into(), last.into()])?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for row in &rows {
+            last = row.int(0)?;
+            // Of two identities with one key, which were possible before, the later counts.
+            if let Ok((_, certificate)) = X509Certificate::from_der(row.blob(3)?) {
+                let hash: [u8; 32] = Sha256::digest(certificate.public_key().raw).into();
+                sql.execute(keys::HOLD, &[(&hash).into(), row.text(1)?.into(), row.int(2)?.into()])?;
+            }
+        }
+    }
 }

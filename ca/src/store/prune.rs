@@ -21,6 +21,8 @@ pub struct Forgot {
     pub pruned: Pruned,
     /// How many tokens.
     pub tokens: u64,
+    /// How many keys of certificates that are over.
+    pub keys: u64,
 }
 
 impl Transaction<'_> {
@@ -30,7 +32,7 @@ impl Transaction<'_> {
     /// Never removes the record of a certificate that is still good at `now`: renewal looks it up.
     pub fn prune(&mut self, expired_before: OffsetDateTime, now: OffsetDateTime) -> Result<Pruned, StoreError> {
         let limit = expired_before.min(now);
-        self.forget_keys(limit)?;
+        self.forget_keys(limit, u32::MAX)?;
         let last = self.query_first(
             "SELECT seq, hash FROM issued
              WHERE seq < coalesce((SELECT min(seq) FROM issued WHERE not_after >= ?1), 9223372036854775807)
@@ -53,7 +55,7 @@ impl Transaction<'_> {
     ) -> Result<Forgot, E> {
         let limit = expired_before.min(now);
         let tokens = self.forget_tokens(limit, at_once)?;
-        self.forget_keys(limit)?;
+        let keys = self.forget_keys(limit, at_once)?;
         let (mut last, mut before) = self.anchor()?.unwrap_or((0, ChainHash::GENESIS));
         let mut over = 0;
         for record in self.oldest(at_once)? {
@@ -68,7 +70,7 @@ impl Transaction<'_> {
             over += 1;
         }
         let pruned = if over == 0 { Pruned { records: 0, anchor: None } } else { self.prune_to(last, before, now)? };
-        Ok(Forgot { pruned, tokens })
+        Ok(Forgot { pruned, tokens, keys })
     }
 
     fn prune_to(&mut self, seq: i64, hash: ChainHash, now: OffsetDateTime) -> Result<Pruned, StoreError> {

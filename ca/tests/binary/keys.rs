@@ -181,7 +181,7 @@ async fn a_ca_that_is_served_is_not_replaced_and_its_memory_is_nobody_elses() {
     let proc = format!("/proc/{}", server.child.id());
     let limits = std::fs::read_to_string(format!("{proc}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert_eq!(core.split_whitespace().nth(5), Some("0"), "{core}");
     drop(server);
     assert!(replace().status.success());
 }

@@ -34,7 +34,8 @@ fn error_code(out: &Output) -> String {
 
 fn meddle(ca: &Ca, sql: &str) {
     let database = ca.sqlite();
-    let drop = "DROP TRIGGER issued_is_append_only; DROP TRIGGER issued_is_pruned_behind_an_anchor;";
+    let drop =
+        "DROP TRIGGER IF EXISTS issued_is_append_only; DROP TRIGGER IF EXISTS issued_is_pruned_behind_an_anchor;";
     database.execute_batch(&format!("{drop} {sql}")).unwrap();
 }
 
@@ -70,6 +71,10 @@ fn the_log_is_listed_verified_and_pruned_and_a_changed_record_is_found() {
     // A broken log is not pruned, which would hide where it broke.
     let (status, _, code) = ca.json(&["log", "prune", "--older-than", "0s"]);
     assert_eq!((status, code.as_str()), (6, "log_broken"));
+    // What no program of ours writes is a verdict too.
+    meddle(&ca, "UPDATE issued SET credential = 'friendship'");
+    let (status, _, code) = ca.json(&["log", "verify"]);
+    assert_eq!((status, code.as_str()), (6, "log_damaged"));
 }
 
 #[tokio::test]

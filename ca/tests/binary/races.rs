@@ -113,6 +113,48 @@ async fn a_key_proves_one_identity() {
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
 }
 
+/// The same key as a compressed point is the same key, and has another hash.
+#[test]
+fn a_key_in_another_form_is_refused() {
+    let ca = Ca::new();
+    let path = |name: &str| ca.dir.path().join(name).display().to_string();
+    for curve in ["prime256v1", "secp384r1"] {
+        let openssl = |args: &[&str]| {
+            let run = std::process::Command::new("openssl").args(args).output().unwrap();
+            assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        };
+        let (key, request) = (path("key.pem"), path("request.pem"));
+        let made = path("made.pem");
+        openssl(&["ecparam", "-name", curve, "-genkey", "-noout", "-out", &made]);
+        for (form, good) in [("uncompressed", true), ("compressed", false), ("hybrid", false)] {
+            openssl(&["ec", "-in", &made, "-conv_form", form, "-out", &key]);
+            openssl(&["req", "-new", "-key", &key, "-subj", "/CN=x", "-out", &request]);
+            let out = path(&format!("{curve}-{form}"));
+            let signed = crate::run(&["sign", &request, "--dir", &ca.path("ca"), "--id", ID, "--out", &out]);
+            let said = String::from_utf8_lossy(&signed.stderr);
+            assert_eq!(signed.status.success(), good, "{curve} {form}: {said}");
+            assert!(good || said.contains("not an uncompressed point"), "{curve} {form}: {said}");
+        }
+    }
+}
+
+/// Certificates from before the database knew keys keep theirs.
+#[tokio::test]
+async fn an_upgrade_knows_the_keys_of_the_certificates_that_are_good() {
+    let ca = Ca::new();
+    let (server, bundle, one) = (ca.serve(), ca.bundle(), csr());
+    let first = [(Credential::Token(ca.token(ID)), one.clone())];
+    assert!(race(&server, &bundle, first).await[0].is_ok());
+    drop(server);
+    ca.sqlite()
+        .execute_batch("DROP TABLE certified_key; DROP INDEX issued_to_servers; PRAGMA user_version = 4")
+        .unwrap();
+    let server = ca.serve();
+    let other = [(Credential::Token(ca.token("spiffe://mesh.example/other")), one)];
+    let error = race(&server, &bundle, other).await.remove(0).unwrap_err();
+    assert!(error.to_string().contains("a certificate for the request's key already"), "{error}");
+}
+
 #[tokio::test]
 async fn what_a_server_calls_itself_no_workload_may_be_called() {
     let ca = Ca::new();

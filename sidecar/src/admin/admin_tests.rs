@@ -214,6 +214,8 @@ fn endpoints_are_one_entry_an_address() {
         priority: 0,
         ejected_for,
         ejections: u32::from(ejected_for.is_some()),
+        unhealthy: ejected_for.is_some_and(|d| !d.is_zero()),
+        check_failure: ejected_for.map(|_| "status 500".into()),
         requests: 5,
     };
     view.publish(0, "orders.mesh", vec![endpoint(1, None), endpoint(2, Some(Duration::from_secs(30)))]);
@@ -225,6 +227,10 @@ fn endpoints_are_one_entry_an_address() {
     assert_eq!(report[0]["endpoints"][0]["ejected_by_workers"], json!([]));
     assert_eq!(report[0]["endpoints"][1]["ejected_by_workers"], json!([0]));
     assert_eq!(report[0]["endpoints"][1]["ejections"], 2);
+    assert_eq!(report[0]["endpoints"][0]["unhealthy_by_workers"], json!([]));
+    assert_eq!(report[0]["endpoints"][0]["health_check_failure"], json!(null));
+    assert_eq!(report[0]["endpoints"][1]["unhealthy_by_workers"], json!([0]));
+    assert_eq!(report[0]["endpoints"][1]["health_check_failure"], "status 500");
     assert!(report[0]["endpoints"][1]["ejected_for_seconds"].as_f64().unwrap() > 29.0);
     view.withdraw(0, "orders.mesh");
     assert_eq!(view.report()[0]["endpoints"][0]["requests"], 5);

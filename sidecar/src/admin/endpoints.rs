@@ -22,6 +22,10 @@ pub struct EndpointReport {
     pub ejected_for: Option<Duration>,
     /// How often it was ejected.
     pub ejections: u32,
+    /// Whether active health checks keep it out of use.
+    pub unhealthy: bool,
+    /// Why its last health check failed, if it did.
+    pub check_failure: Option<Arc<str>>,
     /// Requests and connections given to it so far.
     pub requests: u64,
 }
@@ -47,6 +51,8 @@ struct Merged {
     ejected_by: Vec<usize>,
     ejected_for: Duration,
     ejections: u64,
+    unhealthy_by: Vec<usize>,
+    check_failure: Option<Arc<str>>,
     requests: u64,
 }
 
@@ -88,6 +94,12 @@ fn service_report(service: &str, workers: &BTreeMap<usize, Report>) -> Value {
             (entry.weight, entry.priority) = (endpoint.weight, endpoint.priority);
             entry.ejections += u64::from(endpoint.ejections);
             entry.requests += endpoint.requests;
+            if endpoint.unhealthy {
+                entry.unhealthy_by.push(*worker);
+            }
+            if endpoint.check_failure.is_some() {
+                entry.check_failure.clone_from(&endpoint.check_failure);
+            }
             // A worker says when it ejects; the time that has gone by since is ours to count.
             if let Some(left) = endpoint.ejected_for.and_then(|d| d.checked_sub(age)).filter(|d| !d.is_zero()) {
                 entry.ejected_by.push(*worker);
@@ -105,6 +117,8 @@ fn service_report(service: &str, workers: &BTreeMap<usize, Report>) -> Value {
                 "ejected_by_workers": m.ejected_by,
                 "ejected_for_seconds": (!m.ejected_by.is_empty()).then_some(m.ejected_for.as_secs_f64()),
                 "ejections": m.ejections,
+                "unhealthy_by_workers": m.unhealthy_by,
+                "health_check_failure": m.check_failure.as_deref(),
                 "requests": m.requests,
             })
         })

@@ -155,6 +155,11 @@ const GRPC_NUMBERS: [&str; 17] =
     ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"];
 
 impl GrpcCode {
+    /// The call was cancelled.
+    pub const CANCELLED: Self = Self(1);
+    /// The service cannot be used now.
+    pub const UNAVAILABLE: Self = Self(14);
+
     /// What stands in `grpc-status`.
     pub fn number(self) -> &'static str {
         GRPC_NUMBERS.get(usize::from(self.0)).copied().unwrap_or("2")

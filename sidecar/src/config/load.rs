@@ -148,6 +148,7 @@ fn explain(error: &YamlError, path: &str) -> (String, String) {
         YamlError::SerdeUnknownField { field, expected, .. } => {
             let remedy = match nearest(field, expected.iter().copied()) {
                 Some(near) => format!("did you mean \"{near}\"?"),
+                None if expected.is_empty() => "remove it; nothing is set here".to_owned(),
                 None => format!("remove it; the fields here are {}", expected.join(", ")),
             };
             (format!("unknown field \"{field}\""), remedy)

@@ -66,13 +66,17 @@ fn the_full_example_is_right_and_means_what_it_says() {
     );
     assert_eq!(config.services[1].mtls, MtlsMode::Off);
     assert_eq!(config.routes[0].rules.len(), 4);
-    assert_eq!(config.routes[0].rules[1].retry.grpc_codes[0].number(), "14");
+    assert_eq!(config.routes[0].rules[1].retry.grpc_codes.as_ref().unwrap()[0].number(), "14");
     // Every value that has a default is shown with it, but for those that the example says otherwise of.
     let defaults: Config = load_text("services: [{ name: orders.mesh, port: 8080 }]", &[]).unwrap();
     let json = |c: &Config| serde_json::to_value(c).unwrap();
     for section in ["outbound", "admin", "drain", "log"] {
         assert_eq!(json(&config)[section], json(&defaults)[section], "{section}");
     }
+    let shortest = "services: [{ name: orders.mesh, port: 8080, health_check: { http: { path: /healthz } } }]";
+    let shortest = json(&load_text(shortest, &[]).unwrap());
+    assert_eq!(json(&config)["services"][0]["health_check"], shortest["services"][0]["health_check"]);
+    assert_eq!(json(&config)["services"][1]["health_check"], serde_json::Value::Null);
     for section in ["outlier_detection", "circuit_breakers", "retry"] {
         assert_eq!(json(&config)["services"][0][section], json(&defaults)["services"][0][section], "{section}");
     }
@@ -169,7 +173,17 @@ fn limits_are_kept() {
     refused(&service("timeouts: { connect: 0s }"), "4:24", &["no connection could be made", "the default is 5s"]);
     refused(&service("retry: { attempts: 11 }"), "4:22", &["11 is beyond the limit", "at most 10"]);
     refused(&service("retry: { codes: [503, 200] }"), "4:25", &["200 is not the status", "400 to 599"]);
+    refused(
+        &service("retry: { grpcCodes: [CANCELLED, OK] }"),
+        "4:35",
+        &["OK is not the status of a failed", "UNAVAILABLE"],
+    );
     refused(&service("retry: { budget_floor: 5000 }"), "4:26", &["5000 is beyond", "at most 1000"]);
+    refused(
+        &service("retry: { max_retry_after: 6m }"),
+        "4:29",
+        &["6m would leave", "at most 5m", "0s takes no notice"],
+    );
     refused(
         &service("timeouts: { request: 1s, backendRequest: 2s }"),
         "4:44",
@@ -231,6 +245,40 @@ fn rules_of_the_inbound_side() {
         "2:20",
         &["not in the trust domain here", "spiffe://here/"],
     );
+}
+
+#[test]
+fn a_health_check_is_of_one_kind_and_can_end_well() {
+    let check = |text: &str| format!("services:\n- name: a\n  port: 1\n  health_check: {text}\n");
+    let wrong = |text: &str, column: usize, words: &[&str]| refused(&check(text), &format!("4:{column}"), words);
+    wrong("{ interval: 1s }", 3, &["services[0].health_check", "nothing says how to check", "tcp: {}"]);
+    wrong("{ tcp: {}, grpc: {} }", 28, &["health_check.grpc", "tcp is given as well", "keep one"]);
+    wrong("{ http: {} }", 25, &["path"]);
+    wrong("{ http: { path: healthz } }", 33, &["\"healthz\" is not a path", "begin it with '/'"]);
+    wrong("{ http: { path: \"/a b\" } }", 33, &["is not a path", "spaces"]);
+    wrong("{ http: { path: /, expected_statuses: [] } }", 36, &["no status", "leave the field out"]);
+    wrong(
+        "{ http: { path: /, expected_statuses: [99] } }",
+        56,
+        &["99 is not a status: it must be 100 to 599", "correct"],
+    );
+    wrong("{ http: { path: /, expected_statuses: [-1] } }", 56, &["-1 is not a status", "100 to 599", "correct"]);
+    let from = "{ http: { path: /, expected_statuses: [{ start: 400, end: 200 }] } }";
+    wrong(from, 56, &["from 400 to before 200", "at most 600", "correct"]);
+    wrong("{ tcp: {}, interval: 0s }", 38, &["flood", "100ms"]);
+    wrong("{ tcp: {}, timeout: 0s }", 37, &["no check could ever end well", "1s"]);
+    wrong("{ tcp: {}, unhealthy_threshold: 101 }", 49, &["101 is beyond", "at most 100"]);
+    wrong("{ tcp: {}, healthy_threshold: 0 }", 47, &["healthy_threshold", "1 or more"]);
+    wrong("{ tcp: { port: 1 } }", 26, &["unknown field \"port\"", "nothing is set here"]);
+    wrong("{ tcp: {}, jitter: 1s }", 28, &["unknown field \"jitter\"", "interval_jitter"]);
+    for right in ["{ tcp: }", "{ grpc: { service: shop.Orders } }", "{ http: { path: \"/h?x=1\" } }"] {
+        assert!(load_text(&check(right), &[]).is_ok(), "{right}");
+    }
+    let ranges = "{ http: { path: /, expected_statuses: [204, { start: 300, end: 400 }] } }";
+    let config = load_text(&check(ranges), &[]).unwrap();
+    let http = config.services[0].health_check.as_ref().unwrap().http.as_ref().unwrap();
+    let good = |status| http.expected_statuses.iter().any(|range| range.contains(status));
+    assert!(good(204) && good(300) && good(399) && !good(200) && !good(400));
 }
 
 #[test]

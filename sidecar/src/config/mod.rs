@@ -8,6 +8,7 @@ mod env;
 mod fields;
 mod filters;
 mod filters_check;
+mod health_check;
 mod load;
 mod load_balancing;
 mod outline;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use env::variables;
 pub use fields::{FieldName, FieldValue, GrpcCode, HostPattern, MethodMatch, OriginPattern, RouteName};
 pub use filters::*;
+pub use health_check::{GrpcHealthCheck, HealthCheck, HttpHealthCheck, StatusRange, TcpHealthCheck};
 pub use load::load;
 pub use load_balancing::*;
 pub use problem::ConfigError;
@@ -330,6 +332,9 @@ pub struct ServiceConfig {
     /// Ejection of failing endpoints.
     #[serde(default)]
     pub outlier_detection: OutlierDetection,
+    /// Endpoints asked whether they are well. Default: none is.
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
     /// Bounds on what may be under way at once.
     #[serde(default)]
     pub circuit_breakers: CircuitBreakers,
@@ -390,6 +395,11 @@ pub struct RetryPolicy {
     /// Response codes of idempotent requests (RFC 9110 section 9.2.2) that are tried again. Default `[503]`, the one
     /// code that says that the request was not processed.
     pub codes: Vec<u16>,
+    /// gRPC statuses that are tried again, as `UNAVAILABLE`, where a call was answered by its status alone. Default
+    /// `[UNAVAILABLE, CANCELLED]`, as Istio. A call is a POST, which is not idempotent: where no call may ever be made
+    /// twice, `[]` switches it off.
+    #[serde(rename = "grpcCodes")]
+    pub grpc_codes: Vec<GrpcCode>,
     /// Base of the full-jitter backoff. Try N waits a random time in [0, min(backoff x (2^N - 1), 10 x backoff)).
     /// Default 25 ms, as Envoy.
     pub backoff: HumanDuration,
@@ -398,6 +408,10 @@ pub struct RetryPolicy {
     /// Retries a second that are allowed whatever the share says, so that a quiet service can retry at all.
     /// 0 to 1,000, default 3 (Envoy's `min_retry_concurrency`).
     pub budget_floor: u32,
+    /// An endpoint that answers 429 or 503 with `Retry-After` gets no request for that long, at most this long; no more
+    /// endpoints at once than `outlier_detection.max_ejection_percent`. A retry that would have to wait longer for
+    /// `Retry-After` or `grpc-retry-pushback-ms` is not made. At most 5 min, default 30 s; 0 takes no notice of delays.
+    pub max_retry_after: HumanDuration,
 }
 
 /// Ejection of failing endpoints: Envoy's `outlier_detection`, same names and meanings.
@@ -536,9 +550,11 @@ impl Default for RetryPolicy {
         Self {
             attempts: 2,
             codes: vec![503],
+            grpc_codes: vec![GrpcCode::UNAVAILABLE, GrpcCode::CANCELLED],
             backoff: Duration::from_millis(25).into(),
             budget: Percent::new_const(20),
             budget_floor: 3,
+            max_retry_after: Duration::from_secs(30).into(),
         }
     }
 }

@@ -168,7 +168,7 @@ pub struct RouteRetry {
     pub codes: Option<Vec<u16>>,
     /// gRPC statuses that are tried again, as `UNAVAILABLE`, where a call was answered by its status alone. A call is a
     /// POST, which is not idempotent: who lists a status says that its calls may be made twice.
-    pub grpc_codes: Vec<GrpcCode>,
+    pub grpc_codes: Option<Vec<GrpcCode>>,
     /// Base of the full-jitter backoff, as `services[].retry.backoff`.
     pub backoff: Option<HumanDuration>,
 }

@@ -170,7 +170,7 @@ impl Check<'_> {
                 self.issue(format!("{at}.retry.codes[{i}]"), message, "give codes from 400 to 599, as 503");
             }
         }
-        for (i, code) in retry.grpc_codes.iter().enumerate() {
+        for (i, code) in retry.grpc_codes.iter().flatten().enumerate() {
             if code.is_ok() {
                 let message = format!("{code} is not the status of a failed call");
                 self.issue(format!("{at}.retry.grpcCodes[{i}]"), message, "give statuses as UNAVAILABLE");

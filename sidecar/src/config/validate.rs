@@ -41,6 +41,8 @@ const MAX_WORKERS: u32 = 1_024;
 const MAX_DETECT_DELAY: Duration = Duration::from_secs(10);
 /// A look-up more often than this would be a load on DNS that nobody asked for.
 const LEAST_MIN_TTL: Duration = Duration::from_millis(100);
+/// Linkerd bounds `Retry-After` by as much: who was overloaded longer ago than this may be asked again.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// Bounds of the lifetime that a CA can be asked for.
 const CERTIFICATE_TTL: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(60)..=Duration::from_secs(30 * 24 * 3600);
@@ -325,6 +327,9 @@ impl Check {
         }
         self.timeouts_and_retries(at, service);
         self.load_balancing(at, &service.load_balancing);
+        if let Some(check) = &service.health_check {
+            self.0.extend(super::health_check::issues(&at("health_check"), check));
+        }
 
         let outlier = &service.outlier_detection;
         let path = |field: &str| at(&format!("outlier_detection.{field}"));
@@ -357,10 +362,21 @@ impl Check {
         }
         self.at_most(&at("retry.attempts"), retry.attempts, 10);
         self.at_most(&at("retry.budget_floor"), retry.budget_floor, 1_000);
+        if retry.max_retry_after.get() > MAX_RETRY_AFTER {
+            let message = format!("{} would leave an endpoint out for too long", retry.max_retry_after);
+            let remedy = "give at most 5m; the default is 30s, and 0s takes no notice of Retry-After";
+            self.issue(at("retry.max_retry_after"), message, remedy);
+        }
         for (i, code) in retry.codes.iter().enumerate() {
             if !(400..=599).contains(code) {
                 let message = format!("{code} is not the status of a failed response");
                 self.issue(at(&format!("retry.codes[{i}]")), message, "give codes from 400 to 599, as 503");
+            }
+        }
+        for (i, code) in retry.grpc_codes.iter().enumerate() {
+            if code.is_ok() {
+                let message = format!("{code} is not the status of a failed call");
+                self.issue(at(&format!("retry.grpcCodes[{i}]")), message, "give statuses as UNAVAILABLE");
             }
         }
         if retry.attempts > 0 {

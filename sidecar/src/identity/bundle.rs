@@ -197,6 +197,33 @@ impl TrustBundle {
         now: UnixTime,
         usage: Usage,
     ) -> Result<&Root, PathFault> {
+        self.find_path(leaf, intermediates, now, usage, &mut |_| {})
+    }
+
+    /// The same, and which of the intermediates the path leads over: what else was shown proves nothing.
+    pub fn verify_path<'a, 'b>(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &'a [CertificateDer<'b>],
+        now: UnixTime,
+        usage: Usage,
+    ) -> Result<(&Root, Vec<&'a CertificateDer<'b>>), PathFault> {
+        let mut used = Vec::new();
+        let root = self.find_path(leaf, intermediates, now, usage, &mut |path| {
+            let ders: Vec<_> = path.intermediate_certificates().map(|certificate| certificate.der()).collect();
+            used = intermediates.iter().filter(|shown| ders.iter().any(|der| der.as_ref() == shown.as_ref())).collect();
+        })?;
+        Ok((root, used))
+    }
+
+    fn find_path(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: Usage,
+        found: &mut dyn FnMut(&VerifiedPath<'_>),
+    ) -> Result<&Root, PathFault> {
         let provider = provider();
         let end_entity = EndEntityCert::try_from(leaf).map_err(|e| PathFault::Malformed(e.to_string()))?;
         let purpose = match usage {
@@ -216,6 +243,7 @@ impl TrustBundle {
                 Some(&check),
             )
             .map_err(|e| self.fault(e, leaf, intermediates))?;
+        found(&path);
         self.root_of(&path).ok_or(PathFault::UnknownRoot)
     }
 

@@ -137,6 +137,13 @@ pub(super) fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+/// From when until when a certificate is valid; `None` where it cannot be read.
+pub fn validity(der: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let validity = certificate.validity();
+    Some((system_time(validity.not_before), system_time(validity.not_after)))
+}
+
 /// A signature algorithm (the inside of its AlgorithmIdentifier) by its name, or by its object identifier.
 pub(super) fn algorithm_name(algorithm: &[u8]) -> String {
     let Ok((_, oid)) = Oid::from_der(algorithm) else { return "something that has no name".to_owned() };

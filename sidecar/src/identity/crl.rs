@@ -143,21 +143,31 @@ impl RevocationLists {
         self.0.iter().find(forged).map(|list| &**list)
     }
 
-    /// Takes over each list of `known` that is the same as, or newer than, the one here: a replica may be behind the
-    /// others. Gives the issuers of those that are newer.
-    pub(super) fn keep_newer(&mut self, known: &Self) -> Vec<String> {
+    /// Keeps what `known` has beyond these lists: a replica may be behind the others, or a CA restored from a backup that
+    /// has not seen its latest revocations. A list that is newer than the one here stands beside it, and one that is missing
+    /// here stays, each until its time is over; where a list is the same, what is known of its signature is kept. Gives the
+    /// issuers of lists that are newer than the one here.
+    pub(super) fn keep_newer(&mut self, known: &Self, now: SystemTime) -> Vec<String> {
         let mut behind = Vec::new();
+        let mut kept = Vec::new();
         for old in &known.0 {
-            let same = |new: &&mut Arc<RevocationList>| new.issuer_raw == old.issuer_raw && new.key_id == old.key_id;
-            let Some(new) = self.0.iter_mut().find(same) else { continue };
-            let is_newer = (old.number.len(), &old.number) > (new.number.len(), &new.number);
+            if let Some(same) = self.0.iter_mut().find(|new| new.der == old.der) {
+                *same = Arc::clone(old);
+                continue;
+            }
+            let is_over = old.next_update.is_some_and(|until| until < now);
+            let mut of_issuer =
+                self.0.iter().filter(|new| new.issuer_raw == old.issuer_raw && new.key_id == old.key_id);
+            let newest = of_issuer.clone().map(|new| (new.number.len(), &new.number)).max();
+            let is_newer = newest.is_some_and(|newest| (old.number.len(), &old.number) > newest);
             if is_newer {
                 behind.push(old.issuer.clone());
             }
-            if is_newer || old.der == new.der {
-                *new = Arc::clone(old);
+            if !is_over && (is_newer || of_issuer.next().is_none()) {
+                kept.push(Arc::clone(old));
             }
         }
+        self.0.extend(kept);
         behind
     }
 }

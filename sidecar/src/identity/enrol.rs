@@ -22,7 +22,7 @@ use std::{
 
 use outrigger_identity::{
     TrustDomain,
-    documents::{self, Document, ReadError, Wanted},
+    documents::{self, Documents, ReadError, Wanted},
     enrol::{Credential, EnrolError, EnrolRequest, Enrolled, enrol},
 };
 
@@ -54,7 +54,7 @@ pub(super) trait CertificateAuthority: Send + Sync {
         address: &'a str,
         bundle_pem: &'a str,
         wanted: &'a [Wanted<'a>],
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>>;
+    ) -> Pin<Box<dyn Future<Output = Result<Documents, ReadError>> + Send + 'a>>;
 }
 
 /// The real one, over gRPC.
@@ -73,7 +73,7 @@ impl CertificateAuthority for GrpcCa {
         address: &'a str,
         bundle_pem: &'a str,
         wanted: &'a [Wanted<'a>],
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Documents, ReadError>> + Send + 'a>> {
         Box::pin(documents::read(address, bundle_pem, wanted))
     }
 }

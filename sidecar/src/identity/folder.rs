@@ -64,8 +64,9 @@ impl Source {
             self.passed_over(&identity);
             return self.reload_bundle();
         }
-        if self.is_out_of_date(&identity, now) {
-            return self.reload_bundle();
+        if let Some(error) = self.out_of_date(&identity, now) {
+            self.reload_bundle();
+            return self.complain(&error);
         }
         let same_certificate = self.current.as_ref().is_some_and(|(known, _)| known.key.cert == identity.key.cert);
         tracing::info!(id = %identity.id, serial = %identity.serial, dir = %self.dir.display(), "identity files changed, loaded");
@@ -77,28 +78,24 @@ impl Source {
         }
     }
 
-    /// Whether the pair in the folder is no good at the moment and the one in use is; it is looked at again when it may be.
-    fn is_out_of_date(&mut self, identity: &Identity, now: SystemTime) -> bool {
+    /// Why the pair in the folder is no good at the moment, where the one in use is; it is looked at again when it may be.
+    fn out_of_date(&mut self, identity: &Identity, now: SystemTime) -> Option<IdentityError> {
+        self.look_again_at = None;
         let in_use = self
             .current
             .as_ref()
             .is_some_and(|(known, _)| known.key.cert != identity.key.cert && known.check_valid(now).is_ok());
-        let Some(why) = identity.check_valid(now).err().filter(|_| in_use) else {
-            self.look_again_at = None;
-            return false;
-        };
-        let why = match why {
+        let why = match identity.check_valid(now).err().filter(|_| in_use)? {
             NotValidNow::Expired { .. } => format!("expired at {}", rfc3339(identity.not_after)),
             NotValidNow::NotYet { .. } => {
                 self.look_again_at = Some(identity.not_before);
                 format!("is not valid before {}", rfc3339(identity.not_before))
             }
         };
-        self.complain(&IdentityError::Content {
+        Some(IdentityError::Content {
             path: self.dir.join("cert.pem"),
             why: format!("(serial {}) {why}; put one there that is valid now", identity.serial),
-        });
-        true
+        })
     }
 
     /// Says once of a certificate that the one in use is better.

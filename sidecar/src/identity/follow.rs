@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrigger_identity::documents::{Document, ReadError, Wanted};
+use outrigger_identity::documents::{Documents, ReadError, Wanted};
 
 use super::{document::REFRESH_HINT, enrol::CertificateAuthority};
 use crate::config::CaConfig;
@@ -19,6 +19,8 @@ const MAX_BUNDLE: usize = 1024 * 1024;
 pub(super) const MAX_LISTS: usize = 16 * 1024 * 1024;
 /// The first ceiling of the backoff after failures; the last is the refresh hint.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// How often a CA that publishes nothing is asked whether it does now.
+const ASK_ABSENT: Duration = Duration::from_secs(3_600);
 /// No two readings are closer than this.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// A document with a lower sequence is a replica's that is behind, until so many in a row say the same: then the CA was set up
@@ -26,7 +28,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const BEHIND: u32 = 3;
 
 /// Both documents, in this order.
-pub(super) type Reading = Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send>>;
+pub(super) type Reading = Pin<Box<dyn Future<Output = Result<Documents, ReadError>> + Send>>;
 
 /// When to ask next, and what is known of the documents.
 pub(super) struct Follower {
@@ -37,6 +39,8 @@ pub(super) struct Follower {
     behind: u32,
     hint: Duration,
     absent: bool,
+    published: bool,
+    published_lists: bool,
     due: Option<SystemTime>,
     failures: u32,
 }
@@ -51,6 +55,8 @@ impl Follower {
             behind: 0,
             hint: REFRESH_HINT,
             absent: false,
+            published: false,
+            published_lists: false,
             due: None,
             failures: 0,
         }
@@ -60,8 +66,12 @@ impl Follower {
         &self.address
     }
 
-    /// Asks at the next moment, unless that is planned already: there is an identity to follow for, or a new certificate.
+    /// Asks at the next moment, unless that is planned already: there is an identity to follow for, or a new certificate, with
+    /// which a CA that published nothing is asked again.
     pub(super) fn begin(&mut self, now: SystemTime) {
+        if self.absent {
+            self.due = Some(now);
+        }
         self.due.get_or_insert(now);
     }
 
@@ -69,9 +79,25 @@ impl Follower {
         self.due.is_some_and(|due| now >= due)
     }
 
-    /// Asks as if nothing were known: what is in use comes from somewhere else by now.
-    pub(super) fn forget(&mut self) {
+    /// Asks at once, as if nothing were known: what is in use comes from somewhere else by now.
+    pub(super) fn forget(&mut self, now: SystemTime) {
         self.etags = [None, None];
+        self.due = Some(now);
+    }
+
+    /// Whether this CA has published something since the start.
+    pub(super) fn has_published(&self) -> bool {
+        self.published
+    }
+
+    /// Whether this CA has published revocation lists since the start.
+    pub(super) fn has_published_lists(&self) -> bool {
+        self.published_lists
+    }
+
+    /// Whether the CA has said that it publishes nothing.
+    pub(super) fn is_absent(&self) -> bool {
+        self.absent
     }
 
     /// A plan made by a clock that was then set back may lie years ahead.
@@ -97,10 +123,11 @@ impl Follower {
         self.due = Some(now + self.hint.mul_f64(0.9 + 0.2 * fastrand::f64()));
     }
 
-    /// The CA publishes nothing (istiod). Gives whether that is news. It is asked again with the next certificate.
-    pub(super) fn absent(&mut self) -> bool {
+    /// The CA publishes nothing (istiod). Gives whether that is news. It is asked again once an hour: it may be another
+    /// one by then, or one answer have been a proxy's.
+    pub(super) fn absent(&mut self, now: SystemTime) -> bool {
         self.failures = 0;
-        self.due = None;
+        self.due = Some(now + ASK_ABSENT.mul_f64(0.9 + 0.2 * fastrand::f64()));
         !std::mem::replace(&mut self.absent, true)
     }
 
@@ -124,10 +151,12 @@ impl Follower {
     pub(super) fn took_bundle(&mut self, etag: Option<String>, sequence: Option<u64>, hint: Duration) {
         self.etags[0] = etag;
         (self.sequence, self.hint, self.behind, self.absent) = (sequence, hint, 0, false);
+        self.published = true;
     }
 
     /// These lists were taken.
     pub(super) fn took_lists(&mut self, etag: Option<String>) {
         self.etags[1] = etag;
+        self.published_lists = true;
     }
 }

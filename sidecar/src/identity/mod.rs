@@ -60,7 +60,7 @@ use x509_parser::time::ASN1Time;
 use crate::config::IdentityConfig;
 
 pub use bundle::{BundleError, PathFault, Root, TrustBundle, Usage};
-pub use certificate::{CertificateFault, WorkloadCertificate};
+pub use certificate::{CertificateFault, WorkloadCertificate, validity};
 pub use crl::{CrlError, RevocationList, RevocationLists};
 pub use files::{IdentityError, load};
 pub(crate) use provider::provider;

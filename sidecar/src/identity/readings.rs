@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use outrigger_identity::documents::{Document, ReadError};
+use outrigger_identity::documents::{Document, Documents, ReadError};
 
 /// Readings of the CA's bundle and revocation lists since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Readings {
     pub refused: u64,
     /// The CA publishes none (istiod).
     pub absent: u64,
-    /// The CA could not be read.
+    /// The CA, or one of its documents, could not be read.
     pub failed: u64,
     /// When the last of `ok` was.
     pub last_ok: Option<SystemTime>,
@@ -28,11 +28,11 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    pub(super) fn of(answer: &Result<Vec<Document>, ReadError>) -> Self {
+    pub(super) fn of(answer: &Result<Documents, ReadError>) -> Self {
         match answer {
-            Err(_) => Self::Failed,
-            Ok(documents) if documents.first() == Some(&Document::Absent) => Self::Absent,
-            Ok(_) => Self::Documents,
+            Ok(documents) if matches!(documents.first(), Some(Ok(Document::Absent))) => Self::Absent,
+            Ok(documents) if documents.iter().all(Result::is_ok) => Self::Documents,
+            _ => Self::Failed,
         }
     }
 }

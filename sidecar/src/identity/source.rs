@@ -8,7 +8,7 @@ use std::{
 
 use outrigger_identity::{
     TrustDomain,
-    documents::{Document, ReadError},
+    documents::{Documents, ReadError},
 };
 use tokio::time::MissedTickBehavior;
 
@@ -154,8 +154,9 @@ impl Source {
 
     /// What the CA publishes decides, also over what somebody else wrote into the folder.
     pub(super) fn read_again(&mut self) {
+        let now = (self.clock)();
         if let Some(follower) = &mut self.trust.follower {
-            follower.forget();
+            follower.forget(now);
         }
     }
 
@@ -172,6 +173,7 @@ impl Source {
 
     fn renewed(&mut self, issued: Issued, now: SystemTime) {
         let (identity, material) = self.joined(issued);
+        let is_new_root = self.current.as_ref().is_some_and(|(known, _)| !known.bundle.same_as(&identity.bundle));
         let mut warnings = Vec::new();
         if let Err(why @ NotValidNow::NotYet { .. }) = identity.check_valid(now) {
             tracing::error!("{why}; it is kept, and nothing is taken or called until then");
@@ -196,6 +198,10 @@ impl Source {
         notes.ca_error = None;
         drop(notes);
         self.adopt(identity, material, warnings);
+        if is_new_root {
+            // Whether it is one for good, the CA's document says.
+            self.read_again();
+        }
         self.plan(true, now);
     }
 
@@ -313,7 +319,7 @@ impl Source {
 enum Event {
     Tick,
     Attempted(Result<Issued, AttemptError>),
-    Read(Result<Vec<Document>, ReadError>),
+    Read(Result<Documents, ReadError>),
 }
 
 async fn finished<F: Future + Unpin>(under_way: &mut Option<F>) -> F::Output {

@@ -130,6 +130,7 @@ pub(super) struct Notes {
     pub(super) file_error: Option<(String, SystemTime)>,
     pub(super) ca_error: Option<(String, SystemTime)>,
     pub(super) trust_error: Option<(String, SystemTime)>,
+    pub(super) lists_error: Option<(String, SystemTime)>,
     pub(super) trust_read: Option<SystemTime>,
     pub(super) warnings: Vec<String>,
     pub(super) renewals_ok: u64,
@@ -141,8 +142,10 @@ impl Shared {
     pub(super) fn status(&self, now: SystemTime) -> IdentityStatus {
         let identity = self.current.borrow().clone();
         let notes = self.notes();
-        let last_error =
-            [&notes.file_error, &notes.ca_error, &notes.trust_error].into_iter().flatten().max_by_key(|(_, at)| *at);
+        let last_error = [&notes.file_error, &notes.ca_error, &notes.trust_error, &notes.lists_error]
+            .into_iter()
+            .flatten()
+            .max_by_key(|(_, at)| *at);
         let (state, reason) = match identity.as_deref().map(|i| i.check_valid(now)) {
             Some(Ok(())) => (IdentityState::Valid, None),
             Some(Err(why @ NotValidNow::Expired { .. })) => (IdentityState::Expired, Some(why.to_string())),

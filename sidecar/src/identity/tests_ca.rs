@@ -15,7 +15,7 @@ use std::{
 };
 
 use outrigger_identity::{
-    documents::{Document, ReadCause, ReadError, Wanted},
+    documents::{Documents, ReadCause, ReadError, Wanted},
     enrol::{Credential, EnrolCause, EnrolError, EnrolRequest, Enrolled},
 };
 use tempfile::TempDir;
@@ -117,7 +117,7 @@ impl CertificateAuthority for FakeCa {
         address: &'a str,
         bundle_pem: &'a str,
         wanted: &'a [Wanted<'a>],
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Document>, ReadError>> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Documents, ReadError>> + Send + 'a>> {
         let mut answer = self.publishes.lock().unwrap().answer(address, bundle_pem, wanted);
         if !self.is_known_by(bundle_pem) {
             let cause = ReadCause::Connection(EnrolCause::UnknownRoot);

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use outrigger_identity::{
-    documents::{Document, ReadCause, ReadError, Wanted},
+    documents::{Document, Documents, ReadCause, ReadError, Wanted},
     enrol::EnrolCause,
 };
 use rustls::pki_types::UnixTime;
@@ -32,6 +32,8 @@ pub(super) struct Publishes {
     bundle: Option<String>,
     lists: Option<String>,
     pub(super) away: bool,
+    /// The lists do not come.
+    lists_hang: bool,
     /// The roots that each reading was authenticated by.
     pub(super) readings: Vec<String>,
 }
@@ -42,7 +44,7 @@ impl Publishes {
         address: &str,
         bundle_pem: &str,
         wanted: &[Wanted<'_>],
-    ) -> Result<Vec<Document>, ReadError> {
+    ) -> Result<Documents, ReadError> {
         assert_eq!(wanted.iter().map(|want| want.path).collect::<Vec<_>>(), ["/bundle.json", "/crl.pem"]);
         self.readings.push(bundle_pem.to_owned());
         if self.away {
@@ -54,7 +56,12 @@ impl Publishes {
             Some(text) if want.etag == Some(text) => Document::Unchanged,
             Some(text) => Document::Text { body: text.clone().into(), etag: Some(text.clone()) },
         };
-        Ok([&self.bundle, &self.lists].into_iter().zip(wanted).map(give).collect())
+        let mut all: Documents = [&self.bundle, &self.lists].into_iter().zip(wanted).map(give).map(Ok).collect();
+        if self.lists_hang {
+            let (address, path) = (address.to_owned(), wanted[1].path.to_owned());
+            all[1] = Err(ReadError { address, path, cause: ReadCause::TimedOut });
+        }
+        Ok(all)
     }
 }
 
@@ -163,7 +170,8 @@ async fn a_bad_document_changes_nothing_and_is_told_until_a_good_one_comes() {
     let root = &world.ca.pki.root;
     let good = document(5, &[(root, false)]);
     world.publish(good.clone());
-    world.publish_lists(world.ca.pki.intermediate.crl(1, &[]));
+    let list = world.ca.pki.intermediate.crl(3, &[]);
+    world.publish_lists(list.clone());
     let handle = world.enrolled().await;
     eventually(SOON, "a reading", || handle.status().trust_read.is_some()).await;
     let generation = handle.current().unwrap().generation;
@@ -179,7 +187,6 @@ async fn a_bad_document_changes_nothing_and_is_told_until_a_good_one_comes() {
         *der.last_mut().unwrap() ^= 1;
         super::bundle::to_pem("X509 CRL", &der)
     };
-    let list = world.ca.pki.intermediate.crl(3, &[]);
     for (bundle, lists, words) in [
         (String::new(), &list, "/bundle.json of the CA ca.mesh:15012 changes nothing: it is no SPIFFE bundle document"),
         ("<html>".to_owned(), &list, "it is no SPIFFE bundle document"),
@@ -289,6 +296,98 @@ async fn a_revoked_peer_is_refused_also_after_a_restart_and_by_an_older_list() {
     assert_eq!((judge(&handle, &bad), judge(&handle, &good)), (Err("revoked"), Ok(())), "at once, and without the CA");
 }
 
+/// Lost, put back from a backup, or somebody's who may write the folder: with a CA the file is a copy.
+#[tokio::test(start_paused = true)]
+async fn whoever_takes_the_kept_lists_away_takes_no_revocation_back() {
+    let world = World::new(24 * HOUR, vec![]);
+    let ca = &world.ca.pki;
+    world.publish(document(1, &[(&ca.root, false)]));
+    let (bad, old) = (ca.identity(PEER, &[]), ca.intermediate.crl(1, &[]));
+    world.publish_lists(ca.intermediate.crl(2, &[&bad.serial]));
+    let handle = world.enrolled().await;
+    eventually(SOON, "a refusal", || judge(&handle, &bad) == Err("revoked")).await;
+    let path = world.config.dir.join("crl.pem");
+    fs::write(&path, old).unwrap();
+    sleep(2 * NEXT_READING).await;
+    assert_eq!(judge(&handle, &bad), Err("revoked"), "after an older file");
+    fs::remove_file(&path).unwrap();
+    sleep(2 * NEXT_READING).await;
+    assert_eq!(judge(&handle, &bad), Err("revoked"), "without the file");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ca_from_a_backup_revokes_more_and_takes_nothing_back() {
+    let world = World::new(24 * HOUR, vec![]);
+    let ca = &world.ca.pki;
+    world.publish(document(1, &[(&ca.root, false)]));
+    let (first, second) = (ca.identity(PEER, &[]), ca.identity(PEER, &[]));
+    world.publish_lists(ca.root.crl(1, &[]) + &ca.intermediate.crl(40, &[&first.serial]));
+    let handle = world.enrolled().await;
+    eventually(SOON, "the first", || judge(&handle, &first) == Err("revoked")).await;
+    // It has forgotten the first one, and counts from a lower number.
+    world.publish_lists(ca.root.crl(1, &[]) + &ca.intermediate.crl(36, &[&second.serial]));
+    eventually(NEXT_READING, "the second", || judge(&handle, &second) == Err("revoked")).await;
+    assert_eq!(judge(&handle, &first), Err("revoked"));
+    // A replica that does not know the intermediate's list.
+    world.publish_lists(ca.root.crl(2, &[]));
+    sleep(2 * NEXT_READING).await;
+    assert_eq!((judge(&handle, &first), judge(&handle, &second)), (Err("revoked"), Err("revoked")));
+    world.publish_lists(ca.intermediate.crl(41, &[&second.serial]));
+    eventually(NEXT_READING, "the CA's word counts again", || judge(&handle, &first) == Ok(())).await;
+    assert_eq!(judge(&handle, &second), Err("revoked"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_that_do_not_come_keep_no_root_away_and_a_bad_bundle_no_revocation() {
+    let world = World::new(24 * HOUR, vec![]);
+    let ca = &world.ca.pki;
+    world.publish(document(1, &[(&ca.root, false)]));
+    world.publish_lists(ca.intermediate.crl(1, &[]));
+    let handle = world.enrolled().await;
+    eventually(SOON, "a list", || handle.status().revocation_lists.len() == 1).await;
+    world.ca.publishes.lock().unwrap().lists_hang = true;
+    let next = Pki::new();
+    world.publish(document(2, &[(&ca.root, false), (&next.root, false)]));
+    eventually(NEXT_READING, "both roots", || roots(&handle).len() == 2).await;
+    assert!(handle.status().last_error.unwrap().contains("/crl.pem"));
+    world.ca.publishes.lock().unwrap().lists_hang = false;
+    let bad = ca.identity(PEER, &[]);
+    world.publish("rubbish".to_owned());
+    world.publish_lists(ca.intermediate.crl(2, &[&bad.serial]));
+    eventually(2 * NEXT_READING, "a refusal", || judge(&handle, &bad) == Err("revoked")).await;
+    assert_eq!(roots(&handle).len(), 2);
+    assert!(handle.status().last_error.unwrap().contains("/bundle.json"));
+}
+
+/// One answer of a proxy, or of an older replica, must not end the following of a CA that publishes.
+#[tokio::test(start_paused = true)]
+async fn documents_that_are_gone_are_told_and_asked_for_again_soon() {
+    let world = World::new(24 * HOUR, vec![]);
+    let ca = &world.ca.pki;
+    world.publish(document(1, &[(&ca.root, false)]));
+    world.publish_lists(ca.intermediate.crl(1, &[]));
+    let handle = world.enrolled().await;
+    eventually(SOON, "a reading", || handle.status().trust_read.is_some()).await;
+    let (bundle, lists) = {
+        let mut publishes = world.ca.publishes.lock().unwrap();
+        (publishes.bundle.take(), publishes.lists.take())
+    };
+    eventually(NEXT_READING, "it is told", || {
+        handle.status().last_error.is_some_and(|why| why.contains("publishes no bundle any more"))
+    })
+    .await;
+    let next = Pki::new();
+    world.publish(document(2, &[(&ca.root, false), (&next.root, false)]));
+    eventually(NEXT_READING, "both roots", || roots(&handle).len() == 2).await;
+    eventually(NEXT_READING, "the lists alone are missing", || {
+        handle.status().last_error.is_some_and(|why| why.contains("/crl.pem") && why.contains("not there any more"))
+    })
+    .await;
+    world.ca.publishes.lock().unwrap().lists = lists;
+    eventually(NEXT_READING, "no error", || handle.status().last_error.is_none()).await;
+    assert!(bundle.is_some());
+}
+
 #[tokio::test(start_paused = true)]
 async fn our_own_revoked_certificate_gives_way_to_the_token() {
     fn refused() -> EnrolCause {
@@ -344,6 +443,23 @@ async fn an_operators_lists_are_read_from_the_folder() {
     wait_for(pick_up, "the other's list", || judge(&handle, &peer) == Ok(())).await;
     fs::remove_file(&path).unwrap();
     wait_for(pick_up, "no list", || handle.status().revocation_lists.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_lists_at_the_start_are_told_until_they_are_mended() {
+    let pki = Pki::new();
+    let dir = tempfile::tempdir().unwrap();
+    write_identity(dir.path(), &pki.intermediate.issue(&Leaf::new(PEER, &[])), &pki.root.pem);
+    fs::write(dir.path().join("crl.pem"), "rubbish").unwrap();
+    let handle = start(&IdentityConfig { dir: dir.path().to_owned(), ..IdentityConfig::default() });
+    let told = || handle.status().last_error.is_some_and(|why| why.contains("crl.pem"));
+    assert!(told());
+    // Another certificate mends nothing.
+    write_identity(dir.path(), &pki.intermediate.issue(&Leaf::new(PEER, &[])), &pki.root.pem);
+    wait_for(Duration::from_secs(5), "the certificate", || handle.current().unwrap().generation == 2).await;
+    assert!(told());
+    fs::write(dir.path().join("crl.pem"), pki.intermediate.crl(1, &[])).unwrap();
+    wait_for(Duration::from_secs(5), "no error", || handle.status().last_error.is_none()).await;
 }
 
 #[test]

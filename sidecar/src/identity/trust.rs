@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
-use outrigger_identity::documents::{Document, ReadError};
+use outrigger_identity::documents::{Document, Documents, ReadError};
 use rustls::pki_types::UnixTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -85,39 +85,40 @@ fn distrust(identity: &Identity, now: SystemTime) -> Option<Distrust> {
 
 impl Source {
     /// Takes what the CA answered.
-    pub(super) fn read_from_ca(&mut self, answer: Result<Vec<Document>, ReadError>, now: SystemTime) {
+    pub(super) fn read_from_ca(&mut self, answer: Result<Documents, ReadError>, now: SystemTime) {
         let Some(follower) = &mut self.trust.follower else { return };
-        let documents = match answer.map(<[Document; 2]>::try_from) {
+        let documents = answer.map(<[Result<Document, ReadError>; 2]>::try_from);
+        let [bundle, lists] = match documents {
             Ok(Ok(documents)) => documents,
             Ok(Err(_)) => return follower.answered(now),
-            Err(error) => {
-                let (pause, first) = follower.failed(now);
-                let retry = format!("{:.1} s", pause.as_secs_f32());
-                // Once an outage: how long it lasts, /certs says.
-                if first {
-                    tracing::warn!(%error, %retry, "the CA's bundle cannot be read; the one that is known stays");
-                } else {
-                    tracing::debug!(%error, %retry, "the CA's bundle cannot be read");
-                }
-                self.shared.notes().trust_error = Some((error.to_string(), now));
-                return;
-            }
+            Err(error) => return self.reading_failed(&error.to_string(), now),
         };
-        let [bundle, lists] = documents;
-        if bundle == Document::Absent {
-            if follower.absent() {
+        if matches!(bundle, Ok(Document::Absent)) {
+            if follower.has_published() {
+                let address = follower.address().to_owned();
+                return self.reading_failed(&format!("the CA {address} publishes no bundle any more"), now);
+            }
+            if follower.absent(now) {
                 tracing::info!(ca = %follower.address(), "the CA publishes no bundle; the root of each certificate joins bundle.pem");
             }
+            self.shared.notes().trust_error = None;
             return;
         }
-        let taken = self.take(bundle, lists);
+        // Each by itself: a list that is too long must not keep a new root away, nor a replica that is behind a revocation.
+        let failed: Vec<String> =
+            [&bundle, &lists].iter().filter_map(|read| Some(read.as_ref().err()?.to_string())).collect();
+        let refused = self.take(bundle.ok(), lists.ok(), now);
+        if !failed.is_empty() {
+            return self.reading_failed(&failed.join("; "), now);
+        }
         if let Some(follower) = &mut self.trust.follower {
             follower.answered(now);
         }
         let mut notes = self.shared.notes();
         notes.trust_read = Some(now);
         let known = notes.trust_error.take();
-        if let Err(why) = taken {
+        if !refused.is_empty() {
+            let why = refused.join("; ");
             if known.as_ref().is_none_or(|(text, _)| *text != why) {
                 tracing::error!("{why}");
             }
@@ -125,55 +126,67 @@ impl Source {
         }
     }
 
-    /// Both or neither: what one of them is worth, the other may say.
-    fn take(&mut self, bundle: Document, lists: Document) -> Result<(), String> {
-        let Some((identity, material)) = self.current.clone() else { return Ok(()) };
-        let Some(follower) = &mut self.trust.follower else { return Ok(()) };
+    fn reading_failed(&mut self, error: &str, now: SystemTime) {
+        let Some(follower) = &mut self.trust.follower else { return };
+        let (pause, first) = follower.failed(now);
+        let retry = format!("{:.1} s", pause.as_secs_f32());
+        // Once an outage: how long it lasts, /certs says.
+        if first {
+            tracing::warn!(%error, %retry, "the CA's documents cannot all be read; what is known stays");
+        } else {
+            tracing::debug!(%error, %retry, "the CA's documents cannot all be read");
+        }
+        self.shared.notes().trust_error = Some((error.to_owned(), now));
+    }
+
+    /// Takes what of it is good, and gives why the rest is not.
+    fn take(&mut self, bundle: Option<Document>, lists: Option<Document>, now: SystemTime) -> Vec<String> {
+        let Some((identity, material)) = self.current.clone() else { return Vec::new() };
+        let Some(follower) = &mut self.trust.follower else { return Vec::new() };
         let ca = follower.address().to_owned();
-        let kept = "what is known stays; look at the CA's log";
-        let refuse = |path: &str, why: String| Err(format!("{path} of the CA {ca} changes nothing: {why}; {kept}"));
+        let mut refused = Vec::new();
+        let mut refuse = |path: &str, why: String| {
+            refused.push(format!(
+                "{path} of the CA {ca} changes nothing: {why}; what is known stays; look at the CA's log"
+            ));
+        };
         let mut next = (*identity.bundle).clone();
-        let mut tainted = self.trust.tainted.clone();
-        let mut took_bundle = None;
-        if let Document::Text { body, etag } = bundle {
-            let document = match BundleDocument::parse(&body, &identity.trust_domain) {
-                Ok(document) => document,
-                Err(why) => return refuse(follow::BUNDLE, why.to_string()),
-            };
-            if !follower.is_current(document.sequence) {
-                return refuse(follow::BUNDLE, "it is older than one that was read before".to_owned());
+        if let Some(Document::Text { body, etag }) = bundle {
+            match BundleDocument::parse(&body, &identity.trust_domain) {
+                Err(why) => refuse(follow::BUNDLE, why.to_string()),
+                Ok(document) if !follower.is_current(document.sequence) => {
+                    refuse(follow::BUNDLE, "it is older than one that was read before".to_owned());
+                }
+                Ok(document) => {
+                    follower.took_bundle(etag, document.sequence, document.refresh_hint);
+                    (next, self.trust.tainted) = (document.bundle, document.tainted);
+                }
             }
-            took_bundle = Some((etag, document.sequence, document.refresh_hint));
-            (next, tainted) = (document.bundle, document.tainted);
         }
-        let mut revoked = Arc::clone(&self.trust.revoked);
-        let mut took_lists = None;
-        if let Document::Text { body, etag } = lists {
-            let mut read = match RevocationLists::from_pem(&body) {
-                Ok(read) => read,
-                Err(why) => return refuse(follow::LISTS, why.to_string()),
-            };
-            if let Some(forged) = forged(&read, &next, &identity) {
-                return refuse(follow::LISTS, format!("the list of {forged} is not signed by it"));
+        match lists {
+            Some(Document::Text { body, etag }) => match RevocationLists::from_pem(&body) {
+                Err(why) => refuse(follow::LISTS, why.to_string()),
+                Ok(mut read) => match forged(&read, &next, &identity) {
+                    Some(issuer) => refuse(follow::LISTS, format!("the list of {issuer} is not signed by it")),
+                    None => {
+                        for issuer in read.keep_newer(&self.trust.revoked, now) {
+                            tracing::warn!(%issuer, %ca, "the CA gave an older revocation list than before; both count");
+                        }
+                        follower.took_lists(etag);
+                        self.trust.revoked = Arc::new(read);
+                    }
+                },
+            },
+            Some(Document::Absent) if follower.has_published_lists() => {
+                refuse(follow::LISTS, "it is not there any more".to_owned());
             }
-            for issuer in read.keep_newer(&revoked) {
-                tracing::warn!(%issuer, %ca, "the CA gave an older revocation list than before; the newer one stays");
-            }
-            took_lists = Some(etag);
-            revoked = Arc::new(read);
+            Some(Document::Absent | Document::Unchanged) | None => {}
         }
-        if let Some((etag, sequence, hint)) = took_bundle {
-            follower.took_bundle(etag, sequence, hint);
-        }
-        if let Some(etag) = took_lists {
-            follower.took_lists(etag);
-        }
-        let next = next.marked(&tainted, Arc::clone(&revoked));
-        (self.trust.tainted, self.trust.revoked) = (tainted, revoked);
+        let next = next.marked(&self.trust.tainted, Arc::clone(&self.trust.revoked));
         if !next.judges_as(&identity.bundle) {
             self.change_trust(identity, material, next);
         }
-        Ok(())
+        refused
     }
 
     /// Keeps what is new on disk and publishes it.
@@ -239,8 +252,13 @@ impl Source {
         self.shared.notes().next_renewal = enroller.due();
     }
 
-    /// Looks at `crl.pem`, which may be an operator's. A file is read when it has been still for two ticks.
+    /// Looks at `crl.pem`, which may be an operator's. A file is read when it has been still for two ticks. Where the CA
+    /// publishes its lists, it is where they are kept for the next start and nothing else: whoever takes it away takes nothing
+    /// back.
     pub(super) fn look_at_lists(&mut self, at_start: bool) {
+        if !at_start && self.trust.follower.as_ref().is_some_and(|follower| !follower.is_absent()) {
+            return;
+        }
         let path = self.dir.join(files::LISTS);
         let now = files::fingerprint(&path);
         let still = now == self.trust.seen && now.is_none_or(|f| !f.is_younger_than(2 * TICK));
@@ -256,13 +274,14 @@ impl Source {
         };
         let lists = match read {
             Ok(lists) => lists,
-            Err(error) => return self.complain(&error),
+            Err(error) => return self.complain_of_lists(&error),
         };
         if let Some((identity, _)) = &self.current
             && let Some(issuer) = forged(&lists, &identity.bundle, identity)
         {
-            return self.complain(&IdentityError::Forged { path, issuer });
+            return self.complain_of_lists(&IdentityError::Forged { path, issuer });
         }
+        self.shared.notes().lists_error = None;
         if lists.same_as(&self.trust.revoked) {
             return;
         }
@@ -273,6 +292,14 @@ impl Source {
             self.adopt(identity, material, Vec::new());
             self.renew_if_distrusted(false);
         }
+    }
+}
+
+impl Source {
+    /// The note stays until a good file is read, whatever else is loaded meanwhile.
+    fn complain_of_lists(&self, error: &IdentityError) {
+        tracing::error!(%error, "the revocation lists in the folder are not used; those that are known stay");
+        self.shared.notes().lists_error = Some((error.to_string(), (self.clock)()));
     }
 }
 

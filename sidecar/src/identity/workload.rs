@@ -12,8 +12,8 @@ use outrigger_identity::{
 };
 use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
 use tokio::{
-    sync::mpsc,
-    time::{MissedTickBehavior, interval, sleep},
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 use super::{
@@ -26,6 +26,8 @@ use crate::config::IdentityConfig;
 /// once. SPIFFE Workload API section 4.4 asks for backoff and names no figures; 60 s is an enrolment's too.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// A stream that has lived so long was a good one, and its end begins a new row of failures.
+const STEADY: Duration = Duration::from_secs(5);
 
 type Told = Result<Update, (WorkloadApiError, Duration)>;
 
@@ -39,6 +41,8 @@ pub(super) struct Workload {
     generation: u64,
     expiry: Expiry,
     federated: Vec<String>,
+    /// Has the agent asked anew.
+    again: Arc<Notify>,
 }
 
 impl Workload {
@@ -52,6 +56,7 @@ impl Workload {
             generation: 0,
             expiry: Expiry::default(),
             federated: Vec::new(),
+            again: Arc::default(),
         }
     }
 
@@ -59,8 +64,12 @@ impl Workload {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (tell, mut told) = mpsc::channel(1);
-        let _asking = AbortOnDrop(Some(tokio::spawn(ask(self.endpoint.clone(), tell))));
+        let mut asking = AbortOnDrop(None);
         loop {
+            if asking.0.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                let asks = ask(self.endpoint.clone(), tell.clone(), Arc::clone(&self.again));
+                asking = AbortOnDrop(Some(tokio::spawn(asks)));
+            }
             let event = tokio::select! {
                 _ = ticks.tick() => None,
                 event = told.recv() => event,
@@ -89,6 +98,8 @@ impl Workload {
                 let error = format!("what {} gave is not taken: {why}", self.endpoint);
                 let stays = if self.current.is_some() { "the identity in use stays" } else { "there is no identity" };
                 tracing::error!("{error}; {stays}");
+                // An agent says a thing once: what is refused for a reason that passes must be said again.
+                self.again.notify_one();
                 let mut notes = self.shared.notes();
                 notes.renewals_failed += 1;
                 notes.ca_error = Some((error, now));
@@ -180,27 +191,36 @@ impl Workload {
     }
 }
 
-/// Asks for updates and passes them on, until nobody wants them any more.
-async fn ask(endpoint: Endpoint, tell: mpsc::Sender<Told>) {
+/// Asks for updates and passes them on, until nobody wants them any more; `again` ends a stream whose update was refused.
+async fn ask(endpoint: Endpoint, tell: mpsc::Sender<Told>, again: Arc<Notify>) {
     let mut failures = 0_u32;
     loop {
+        let began = Instant::now();
         let error = match watch(&endpoint).await {
             Ok(mut updates) => loop {
-                match updates.next().await {
+                let update = tokio::select! {
+                    update = updates.next() => update,
+                    () = again.notified() => break None,
+                };
+                match update {
                     Ok(update) => {
-                        failures = 0;
                         if tell.send(Ok(update)).await.is_err() {
                             return;
                         }
                     }
-                    Err(error) => break error,
+                    Err(error) => break Some(error),
                 }
             },
-            Err(error) => error,
+            Err(error) => Some(error),
         };
-        let pause = pause_after(failures, error.cause.is_permanent());
+        if began.elapsed() > STEADY {
+            failures = 0;
+        }
+        let pause = pause_after(failures, error.as_ref().is_some_and(|error| error.cause.is_permanent()));
         failures = failures.saturating_add(1);
-        if tell.send(Err((error, pause))).await.is_err() {
+        if let Some(error) = error
+            && tell.send(Err((error, pause))).await.is_err()
+        {
             return;
         }
         sleep(pause).await;

@@ -98,8 +98,8 @@ impl Inbound {
         self.ports.get(&port).is_some_and(|p| p.protocol == Protocol::Opaque)
     }
 
-    /// The TLS settings, and the generation of the identity that they are of.
-    fn server_config(&self, worker: &Worker) -> Result<(Arc<ServerConfig>, u64), ConnectError> {
+    /// The TLS settings of the current identity.
+    fn server_config(&self, worker: &Worker) -> Result<Arc<ServerConfig>, ConnectError> {
         let missing = |why: &dyn fmt::Display| ConnectError::new(Reason::NoCertificate, why);
         let identity =
             worker.shared.identity.current().ok_or_else(|| missing(&"this sidecar has no certificate yet"))?;
@@ -108,11 +108,11 @@ impl Inbound {
         if let Some((generation, config)) = &*cached
             && *generation == identity.generation
         {
-            return Ok((Arc::clone(config), *generation));
+            return Ok(Arc::clone(config));
         }
         let config = tls::server_config(&identity).map_err(|e| missing(&e))?;
         *cached = Some((identity.generation, Arc::clone(&config)));
-        Ok((config, identity.generation))
+        Ok(config)
     }
 }
 
@@ -216,7 +216,7 @@ fn source(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<IpAdd
 
 /// Terminates mesh mTLS and serves what is inside. Until the handshake has ended the connection keeps its `place`.
 async fn mesh(worker: &Rc<Worker>, io: Peeked, place: Place, peer: SocketAddr, leg: Leg) -> Result<(), ConnectError> {
-    let (config, generation) = worker.inbound.server_config(worker)?;
+    let config = worker.inbound.server_config(worker)?;
     let late = |why: fmt::Arguments<'_>| {
         worker.metrics.tls_failure(Direction::Inbound, "timeout");
         ConnectError::new(Reason::HandshakeTimeout, format_args!("{peer} {why}"))
@@ -248,7 +248,7 @@ async fn mesh(worker: &Rc<Worker>, io: Peeked, place: Place, peer: SocketAddr, l
     })?;
     let id = tls::peer_id(connection)
         .ok_or_else(|| ConnectError::new(Reason::TlsFailed, format_args!("{peer} has no verified identity")))?;
-    let standing = worker.peers.enter(connection, Usage::Client, generation, &worker.shared.identity);
+    let standing = worker.peers.enter(connection, Usage::Client, &worker.shared.identity);
     let certificate = connection.peer_certificates().and_then(|all| all.first());
     let allowed = worker.inbound.allow.is_empty() || worker.inbound.allow.iter().any(|p| p.matches(&id));
     let caller = Caller::mesh(worker, peer, id, certificate.map(|c| c.as_ref()), allowed);

@@ -40,30 +40,37 @@ pub(super) async fn mesh(
     endpoint: &Endpoint,
     alpn: &'static [u8],
 ) -> Result<Mesh, ConnectError> {
-    within(service, endpoint, async {
-        let (config, generation) = client_config(worker, service, alpn)?;
-        let stream = tcp(service, endpoint).await?;
-        let name = tls::server_name(&service.spec.expect.host);
-        let stream = TlsConnector::from(config)
-            .connect(name, ReadAhead::new(stream))
-            .await
-            .map_err(|e| refused(worker, service, endpoint, &tls::explain(&e)))?;
-        let connection = stream.get_ref().1;
-        let peer = tls::peer_id(connection);
-        match peer {
-            Some(peer) if connection.alpn_protocol() == Some(alpn) => {
-                let standing = worker.peers.enter(connection, Usage::Server, generation, &worker.shared.identity);
-                Ok(Mesh { io: stream, peer, standing })
-            }
-            _ => {
-                worker.metrics.tls_failure(Direction::Outbound, "alpn");
-                let (service, address) = (&service.spec.name, endpoint.address);
-                let text = format!("{service} at {address} does not speak this version of the mesh protocol");
-                Err(ConnectError::new(Reason::MeshVersion, text))
-            }
+    within(service, endpoint, handshake(worker, service, endpoint, alpn)).await
+}
+
+/// The same in as much time as it takes, and without a word to those who judge endpoints.
+pub(super) async fn handshake(
+    worker: &Worker,
+    service: &Service,
+    endpoint: &Endpoint,
+    alpn: &'static [u8],
+) -> Result<Mesh, ConnectError> {
+    let config = client_config(worker, service, alpn)?;
+    let stream = tcp(service, endpoint).await?;
+    let name = tls::server_name(&service.spec.expect.host);
+    let stream = TlsConnector::from(config)
+        .connect(name, ReadAhead::new(stream))
+        .await
+        .map_err(|e| refused(worker, service, endpoint, &tls::explain(&e)))?;
+    let connection = stream.get_ref().1;
+    let peer = tls::peer_id(connection);
+    match peer {
+        Some(peer) if connection.alpn_protocol() == Some(alpn) => {
+            let standing = worker.peers.enter(connection, Usage::Server, &worker.shared.identity);
+            Ok(Mesh { io: stream, peer, standing })
         }
-    })
-    .await
+        _ => {
+            worker.metrics.tls_failure(Direction::Outbound, "alpn");
+            let (service, address) = (&service.spec.name, endpoint.address);
+            let text = format!("{service} at {address} does not speak this version of the mesh protocol");
+            Err(ConnectError::new(Reason::MeshVersion, text))
+        }
+    }
 }
 
 /// A share of an HTTP/2 connection to `endpoint`.
@@ -158,11 +165,11 @@ fn refused(worker: &Worker, service: &Service, endpoint: &Endpoint, failure: &Tl
     ConnectError::new(Reason::TlsFailed, format_args!("no mTLS with {service} at {address}: {}", failure.message))
 }
 
-/// A peer that was taken and would not be today: told and counted, and others are preferred.
+/// A peer that was taken and would not be today: told and counted. The endpoint is not to blame: its workload may long have
+/// another certificate, which the next handshake judges.
 pub(super) fn refused_by_now(worker: &Worker, service: &Service, endpoint: &Endpoint, failure: &TlsFailure) {
     let error = refused(worker, service, endpoint, failure);
     tracing::warn!("a connection ends: {error}");
-    service.connect_failed(endpoint, &error);
 }
 
 /// A circuit breaker's refusal, counted.
@@ -171,7 +178,8 @@ pub(super) fn overflow(service: &Service, which: &'static str) -> ConnectError {
     ConnectError::new(Reason::CircuitOpen, format_args!("circuit_breakers.{which} of {} is reached", service.spec.name))
 }
 
-async fn tcp(service: &Service, endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
+/// Connects in the clear, as [`handshake`] does.
+pub(super) async fn tcp(service: &Service, endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
     dial(endpoint.address).await.map_err(|e| {
         let (service, address) = (&service.spec.name, endpoint.address);
         ConnectError::new(Reason::ConnectFailed, format_args!("cannot connect to {service} at {address}: {e}"))
@@ -201,12 +209,8 @@ async fn within<T>(
     result
 }
 
-/// The TLS settings for `alpn`, made anew when the identity has changed, and the identity's generation.
-fn client_config(
-    worker: &Worker,
-    service: &Service,
-    alpn: &'static [u8],
-) -> Result<(Arc<ClientConfig>, u64), ConnectError> {
+/// The TLS settings for `alpn`, made anew when the identity has changed.
+fn client_config(worker: &Worker, service: &Service, alpn: &'static [u8]) -> Result<Arc<ClientConfig>, ConnectError> {
     let missing = |why: &dyn std::fmt::Display| ConnectError::new(Reason::NoCertificate, why);
     let identity = worker.shared.identity.current().ok_or_else(|| missing(&"this sidecar has no certificate yet"))?;
     if !identity.is_valid_now() {
@@ -219,9 +223,9 @@ fn client_config(
     }
     let cached = if alpn == tls::ALPN_H2 { &mut cache.http } else { &mut cache.bytes };
     if let Some(config) = cached {
-        return Ok((Arc::clone(config), identity.generation));
+        return Ok(Arc::clone(config));
     }
     let config = tls::client_config(&identity, &service.spec.expect, alpn).map_err(|e| missing(&e))?;
     *cached = Some(Arc::clone(&config));
-    Ok((config, identity.generation))
+    Ok(config)
 }

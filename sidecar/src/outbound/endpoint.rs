@@ -14,7 +14,7 @@ use crate::{
     balance::{self, Candidate, PeakEwma},
     http::client::H2Pool,
     http1::client::Pool,
-    resilience::{HostHealth, full_jitter},
+    resilience::{ActiveHealth, HostHealth, full_jitter},
 };
 
 /// The first wait after a failed connect; it doubles with each further one.
@@ -34,9 +34,12 @@ pub struct Endpoint {
     load: PeakEwma,
     /// What outlier detection knows of it.
     pub health: HostHealth,
+    /// What active health checks know of it.
+    pub checked: ActiveHealth,
     requests: Cell<u64>,
     connect_failures: Cell<u32>,
     unavailable_until: Cell<Option<Instant>>,
+    rests_until: Cell<Option<Instant>>,
     /// Connections that carry HTTP/2.
     pub h2: Rc<H2Pool>,
     /// Connections that carry HTTP/1.1, where the endpoint has no sidecar.
@@ -53,9 +56,11 @@ impl Endpoint {
             priority: Cell::new(priority),
             load: PeakEwma::new(Instant::now()),
             health: HostHealth::default(),
+            checked: ActiveHealth::default(),
             requests: Cell::new(0),
             connect_failures: Cell::new(0),
             unavailable_until: Cell::new(None),
+            rests_until: Cell::new(None),
             h2: Rc::default(),
             h1: Rc::default(),
         })
@@ -88,6 +93,21 @@ impl Endpoint {
         self.connect_failures.set(failures);
         let wait = FIRST_BACKOFF * 2_u32.pow(failures.min(MAX_DOUBLINGS + 1) - 1);
         self.unavailable_until.set(Some(now + wait / 2 + full_jitter(wait / 2, 1)));
+    }
+
+    /// Whether it is left alone because it asked for it.
+    pub fn rests(&self, now: Instant) -> bool {
+        self.rests_until.get().is_some_and(|until| now < until)
+    }
+
+    /// It asked to be left alone until then.
+    pub fn rest(&self, until: Instant) {
+        self.rests_until.set(Some(until));
+    }
+
+    /// Nobody else can be used: true if it was left alone until now.
+    pub fn wake(&self, now: Instant) -> bool {
+        self.rests_until.take().is_some_and(|until| now < until)
     }
 
     /// A connect succeeded.
@@ -123,6 +143,9 @@ impl Candidate for Endpoint {
     }
 
     fn is_available(&self, now: Instant) -> bool {
-        !self.health.is_ejected(now) && self.unavailable_until.get().is_none_or(|until| now >= until)
+        self.checked.is_usable()
+            && !self.health.is_ejected(now)
+            && !self.rests(now)
+            && self.unavailable_until.get().is_none_or(|until| now >= until)
     }
 }

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     pin::pin,
     rc::Rc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, request::Parts};
@@ -26,7 +26,7 @@ use crate::{
         tunnel::{self, TunnelSender},
     },
     reason::Reason,
-    resilience::Outcome,
+    resilience::{Outcome, Pushback},
     telemetry::Direction,
     worker::Worker,
 };
@@ -166,7 +166,7 @@ pub(super) async fn call(
     let own = policy.request().map(|limit| Deadline { at: exchange.started() + limit, limit });
     let end = own.into_iter().chain(deadline).min_by_key(|d| d.at);
     let asked = Cell::new(None);
-    let mut tries = pin!(tries(worker, policy, outgoing, source, activity, &asked));
+    let mut tries = pin!(tries(worker, policy, outgoing, source, activity, end.map(|end| end.at), &asked));
     let outcome = match end {
         None => tries.await,
         Some(end) => tokio::time::timeout_at(end.at, tries.as_mut()).await.unwrap_or_else(|_| {
@@ -222,6 +222,7 @@ async fn tries(
     outgoing: &Parts,
     source: &Source,
     activity: &Activity,
+    end: Option<Instant>,
     asked: &Cell<Option<Rc<Endpoint>>>,
 ) -> Result<(Response<Incoming>, Option<StreamSlot>), TryError> {
     let service = policy.service;
@@ -232,9 +233,14 @@ async fn tries(
         asked.set(Some(Rc::clone(&endpoint)));
         let result = one_try(worker, policy, &endpoint, outgoing, source, activity).await;
         asked.set(None);
+        let mut said = None;
         let why = match &result {
             Ok((response, _)) => {
                 service.record(&endpoint, outcome_of(response.status()));
+                said = pushback(service, outgoing, response);
+                if let Some(Pushback::Endpoint(time)) = said {
+                    service.told_to_wait(&endpoint, time);
+                }
                 response_retry(policy, outgoing, response)
             }
             Err(e) if e.by_caller => return result,
@@ -251,14 +257,15 @@ async fn tries(
             }
         };
         let Some(why) = why else { return result };
-        if !source.can_replay() || !retries.granted() {
+        if !source.can_replay() {
             return result;
         }
+        let Some(least) = retries.granted_after(said, &endpoint, end) else { return result };
         // An upload goes on after its early answer, and would read more than is kept.
         source.supersede();
         // Closes a stream whose response is not wanted before the wait, not after it.
         drop(result);
-        retries.wait(endpoint, why).await;
+        retries.wait_at_least(endpoint, why, least).await;
     }
 }
 
@@ -279,12 +286,25 @@ fn counts_against_endpoint(reason: Reason) -> bool {
     retriable_error(reason) || matches!(reason, Reason::ProtocolError | Reason::IdleTimeout)
 }
 
+/// Whether an answer comes without the work that answers take.
+fn is_fast_failure(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
 fn outcome_of(status: StatusCode) -> Outcome {
     match status.as_u16() {
         502..=504 => Outcome::GatewayFailure,
         500.. => Outcome::Http5xx,
         _ => Outcome::Success,
     }
+}
+
+/// What an application says about when to come. A sidecar's own words are not the application's.
+fn pushback(service: &Service, outgoing: &Parts, response: &Response<Incoming>) -> Option<Pushback> {
+    if service.is_mesh() && response.headers().contains_key(headers::ERROR) {
+        return None;
+    }
+    Pushback::of(response.status(), response.headers(), is_grpc(&outgoing.headers), SystemTime::now())
 }
 
 /// Whether a response is one to try again, and what to call it.
@@ -339,7 +359,7 @@ async fn one_try(
     // A failure says nothing about how long an answer takes, and a fast one must not make its endpoint look fast:
     // the endpoint keeps the price that it had. Leaving it alone is for outlier detection and the connect backoff.
     in_flight.end(match (&result, sent_at.get()) {
-        (Ok((response, _)), Some(sent_at)) if !response.status().is_server_error() => Some(sent_at.elapsed()),
+        (Ok((response, _)), Some(sent_at)) if !is_fast_failure(response.status()) => Some(sent_at.elapsed()),
         _ => None,
     });
     result

@@ -7,6 +7,7 @@ mod affinity;
 mod connect;
 mod endpoint;
 mod forward;
+mod health_check;
 mod http;
 mod mirror;
 mod opaque;

@@ -57,7 +57,9 @@ impl<'a> Policy<'a> {
 
     /// Whether `retry.grpcCodes` has the status that the head of an answer ends a gRPC call with.
     pub(super) fn retries_call(self, head: &HeaderMap) -> bool {
-        self.route.is_some_and(|r| r.rule.retries_call(head))
+        let codes = self.own(|r| r.rule.retry.grpc_codes.as_ref(), &self.service.spec.retry.grpc_codes);
+        !codes.is_empty()
+            && head.get("grpc-status").is_some_and(|s| codes.iter().any(|c| c.number().as_bytes() == s.as_bytes()))
     }
 
     /// Counts a retry for `why`.

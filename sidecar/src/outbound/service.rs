@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::SocketAddr,
     rc::{Rc, Weak},
+    time::Duration,
 };
 
 use rustc_hash::FxHashMap;
@@ -15,18 +16,18 @@ use tokio::{
     time::Instant,
 };
 
-use super::endpoint::Endpoint;
+use super::{endpoint::Endpoint, health_check};
 use crate::{
     admin::EndpointReport,
     balance::{Balancer, Candidate},
     config::{
-        CircuitBreakers as Thresholds, EndpointSource, Host, LoadBalancing, MtlsMode, OutlierDetection, Protocol,
-        RetryPolicy, ServiceConfig, Timeouts,
+        CircuitBreakers as Thresholds, EndpointSource, HealthCheck, Host, LoadBalancing, MtlsMode, OutlierDetection,
+        Protocol, RetryPolicy, ServiceConfig, Timeouts,
     },
     discovery::{EndpointSet, SetState, Target, Watch},
     http::client::ConnectError,
     reason::Reason,
-    resilience::{CircuitBreakers, Outcome, OutlierDetector, RetryBudget},
+    resilience::{CircuitBreakers, Outcome, OutlierDetector, Rests, RetryBudget},
     telemetry::{Direction, RequestMetrics, ServiceMetrics},
     tls::PeerExpectation,
     worker::Worker,
@@ -51,6 +52,8 @@ pub struct ServiceSpec {
     pub retry: RetryPolicy,
     /// Ejection.
     pub outlier_detection: OutlierDetection,
+    /// Active health checks.
+    pub health_check: Option<HealthCheck>,
     /// Bounds.
     pub circuit_breakers: Thresholds,
     /// Which endpoint takes the next request.
@@ -71,6 +74,7 @@ impl ServiceSpec {
             timeouts: config.timeouts.clone(),
             retry: config.retry.clone(),
             outlier_detection: config.outlier_detection.clone(),
+            health_check: config.health_check.clone(),
             circuit_breakers: config.circuit_breakers.clone(),
             load_balancing: config.load_balancing.clone(),
         }
@@ -87,6 +91,7 @@ impl ServiceSpec {
             timeouts: Timeouts::default(),
             retry: RetryPolicy::default(),
             outlier_detection: OutlierDetection::default(),
+            health_check: None,
             circuit_breakers: Thresholds::default(),
             load_balancing: LoadBalancing::default(),
         }
@@ -124,8 +129,9 @@ pub struct Service {
     pub spec: ServiceSpec,
     balancer: RefCell<Balancer<Endpoint>>,
     state: RefCell<SetState>,
-    changed: Notify,
+    changed: Rc<Notify>,
     detector: OutlierDetector,
+    rests: Rests,
     /// The share of requests that may be retries.
     pub budget: RetryBudget,
     /// Bounds on what is under way.
@@ -137,6 +143,7 @@ pub struct Service {
     pub(super) tls: RefCell<TlsCache>,
     watch: RefCell<Option<Watch>>,
     task: Cell<Option<AbortHandle>>,
+    checks: Cell<Option<AbortHandle>>,
     worker: Weak<Worker>,
 }
 
@@ -148,6 +155,9 @@ impl fmt::Debug for Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        if let Some(checks) = self.checks.take() {
+            checks.abort();
+        }
         if let Some(task) = self.task.take() {
             task.abort();
             if let Some(worker) = self.worker.upgrade() {
@@ -183,6 +193,7 @@ impl Service {
             }
         });
         service.task.set(Some(task.abort_handle()));
+        service.checks.set(health_check::start(&service));
         service
     }
 
@@ -199,8 +210,9 @@ impl Service {
         Rc::new(Self {
             balancer: RefCell::new(Balancer::new(spec.outlier_detection.panic_threshold, &spec.load_balancing)),
             state: RefCell::new(SetState::Resolving),
-            changed: Notify::new(),
+            changed: Rc::default(),
             detector: OutlierDetector::new(&spec.outlier_detection),
+            rests: Rests::new(&spec.outlier_detection),
             budget: RetryBudget::new(spec.retry.budget, spec.retry.budget_floor.div_ceil(workers.max(1))),
             breakers: CircuitBreakers::new(&spec.circuit_breakers, workers),
             metrics: worker.metrics.service(spec.name.as_str()),
@@ -208,6 +220,7 @@ impl Service {
             tls: RefCell::default(),
             watch: RefCell::new(None),
             task: Cell::new(None),
+            checks: Cell::new(None),
             worker: Rc::downgrade(worker),
             spec,
         })
@@ -240,6 +253,12 @@ impl Service {
                 return Ok(endpoint);
             }
         }
+        // With panic switched off. An endpoint that asked for a rest is better than none.
+        if self.balancer.borrow().endpoints().iter().filter(|e| e.wake(Instant::now())).count() > 0
+            && let Some(endpoint) = self.balancer.borrow().pick(Instant::now(), tried, hash)
+        {
+            return Ok(endpoint);
+        }
         Err(self.nobody())
     }
 
@@ -267,7 +286,8 @@ impl Service {
         let name = &self.spec.name;
         let total = self.balancer.borrow().endpoints().len();
         if total > 0 {
-            let text = format!("all {total} endpoints of {name} are ejected or unreachable");
+            let checked = if self.spec.health_check.is_some() { "unhealthy, " } else { "" };
+            let text = format!("all {total} endpoints of {name} are {checked}ejected or unreachable");
             return ConnectError::new(Reason::NoHealthyEndpoints, text);
         }
         let text = match &*self.state.borrow() {
@@ -287,6 +307,31 @@ impl Service {
         if let Some(worker) = self.worker.upgrade() {
             self.publish(&worker);
         }
+    }
+
+    /// An endpoint wants no request for `time`. It gets none for at most `retry.max_retry_after`, if others are there.
+    pub fn told_to_wait(&self, endpoint: &Rc<Endpoint>, time: Duration) {
+        let now = Instant::now();
+        let time = time.min(self.spec.retry.max_retry_after.get());
+        // What it says meanwhile, to requests from before, neither lengthens nor shortens that.
+        if time.is_zero() || !endpoint.is_available(now) {
+            return;
+        }
+        let total = self.balancer.borrow().endpoints().len();
+        if self.rests.try_begin(now, now + time, self.detector.ejected(), total) {
+            endpoint.rest(now + time);
+            self.metrics.retry_after("respected");
+            tracing::debug!(service = %self.spec.name, endpoint = %endpoint.address, ?time, "endpoint left alone: Retry-After");
+        } else {
+            self.metrics.retry_after("ejection_share");
+        }
+    }
+
+    /// Whether an available endpoint is there that is neither of `tried` nor `failed`.
+    pub fn has_other(&self, tried: &[Rc<Endpoint>], failed: &Rc<Endpoint>) -> bool {
+        let now = Instant::now();
+        let is_new = |e: &Rc<Endpoint>| !Rc::ptr_eq(e, failed) && !tried.iter().any(|t| Rc::ptr_eq(t, e));
+        self.balancer.borrow().endpoints().iter().any(|e| is_new(e) && e.is_available(now))
     }
 
     /// A connect failed: perhaps the endpoint has moved.
@@ -326,7 +371,11 @@ impl Service {
                 .map(|wanted| {
                     let endpoint = before.remove(&wanted.address).unwrap_or_else(|| {
                         here.push(wanted.address);
-                        Endpoint::new(wanted.address, wanted.weight, wanted.priority)
+                        let new = Endpoint::new(wanted.address, wanted.weight, wanted.priority);
+                        if self.spec.health_check.is_some() && !balancer.endpoints().is_empty() {
+                            new.checked.expect();
+                        }
+                        new
                     });
                     endpoint.update(wanted.weight, wanted.priority);
                     endpoint
@@ -348,12 +397,29 @@ impl Service {
         self.changed.notify_waiters();
     }
 
-    fn publish(&self, worker: &Worker) {
+    /// Its worker, until that ends.
+    pub(super) fn worker(&self) -> Option<Rc<Worker>> {
+        self.worker.upgrade()
+    }
+
+    /// Tells whoever waits when discovery has said something.
+    pub(super) fn changed(&self) -> Rc<Notify> {
+        Rc::clone(&self.changed)
+    }
+
+    /// Its endpoints now.
+    pub(super) fn endpoints(&self) -> Vec<Rc<Endpoint>> {
+        self.balancer.borrow().endpoints().to_vec()
+    }
+
+    /// Shows operators how its endpoints are.
+    pub(super) fn publish(&self, worker: &Worker) {
         let now = Instant::now();
         let balancer = self.balancer.borrow();
         let endpoints = balancer.endpoints();
         let stale = matches!(*self.state.borrow(), SetState::Stale { .. });
         self.metrics.endpoints(endpoints.len(), self.detector.ejected(), stale);
+        self.metrics.unhealthy(endpoints.iter().filter(|e| !e.checked.is_usable()).count());
         let report = endpoints
             .iter()
             .map(|e| EndpointReport {
@@ -362,6 +428,8 @@ impl Service {
                 priority: e.priority(),
                 ejected_for: e.health.ejected_for(now),
                 ejections: e.health.ejections(),
+                unhealthy: !e.checked.is_usable(),
+                check_failure: e.checked.failure(),
                 requests: e.requests(),
             })
             .collect();

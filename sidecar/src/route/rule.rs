@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, uri::PathAndQuery};
+use http::{StatusCode, uri::PathAndQuery};
 
 use super::{
     cors::CorsPolicy,
@@ -183,14 +183,6 @@ impl Rule {
         }
         let drawn = if backends.len() == 1 { 0 } else { fastrand::u32(..total) };
         backends.iter().position(|b| drawn < b.upto)
-    }
-
-    /// Whether a response says by its head alone that a gRPC call failed in a way that is tried again.
-    pub fn retries_call(&self, headers: &HeaderMap) -> bool {
-        !self.retry.grpc_codes.is_empty()
-            && headers.get("grpc-status").is_some_and(|status| {
-                self.retry.grpc_codes.iter().any(|code| code.number().as_bytes() == status.as_bytes())
-            })
     }
 }
 

@@ -54,7 +54,9 @@ pub(super) struct Families {
     pub(super) retries: Family<ServiceReasonKey, Count>,
     pub(super) retries_denied: Family<ServiceReasonKey, Count>,
     pub(super) ejections: Family<ServiceReasonKey, Count>,
+    pub(super) retry_after: Family<ServiceReasonKey, Count>,
     pub(super) circuit_open: Family<ServiceReasonKey, Count>,
+    pub(super) health_checks: Family<ServiceReasonKey, Count>,
     pub(super) connect_failures: Family<ServiceReasonKey, Count>,
     pub(super) routes: Family<Arc<str>, RequestCells>,
     pub(super) route_retries: Family<RouteReasonKey, Count>,
@@ -74,7 +76,9 @@ impl Families {
             retries: Family::new(usize::MAX),
             retries_denied: Family::new(usize::MAX),
             ejections: Family::new(usize::MAX),
+            retry_after: Family::new(usize::MAX),
             circuit_open: Family::new(usize::MAX),
+            health_checks: Family::new(usize::MAX),
             connect_failures: Family::new(usize::MAX),
             routes: Family::new(MAX_ROUTES),
             route_retries: Family::new(usize::MAX),
@@ -111,7 +115,9 @@ impl Collector for WorkerCollector {
             ("outrigger_retries", "Tries after a request's first.", "reason", &families.retries),
             ("outrigger_retries_denied", "Retries that a limit forbade.", "limit", &families.retries_denied),
             ("outrigger_ejections", "Endpoints that a worker ejected.", "cause", &families.ejections),
+            ("outrigger_retry_after", "Endpoints that asked to be left alone.", "outcome", &families.retry_after),
             ("outrigger_circuit_open", "What a circuit breaker refused.", "limit", &families.circuit_open),
+            ("outrigger_health_checks", "Active health checks.", "result", &families.health_checks),
             ("outrigger_connect_failures", "Endpoints not reached.", "reason", &families.connect_failures),
         ];
         for (name, help, label, family) in by_service {
@@ -224,9 +230,10 @@ fn connections(families: &Families, to: &mut DescriptorEncoder<'_>) -> fmt::Resu
 fn services(families: &Families, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
     type Pick = fn(&ServiceCells) -> &Cell64;
     // Every worker holds the same endpoints and ejects for itself: a sum would count each one several times.
-    let gauges: [(&str, &str, Pick); 3] = [
+    let gauges: [(&str, &str, Pick); 4] = [
         ("outrigger_endpoints", "Endpoints of a service.", |c| &c.endpoints),
         ("outrigger_endpoints_ejected", "Endpoints ejected by the worker that has ejected most.", |c| &c.ejected),
+        ("outrigger_endpoints_unhealthy", "Endpoints out of use by health checks, most of a worker.", |c| &c.unhealthy),
         ("outrigger_endpoints_stale", "1 while discovery fails and the last good answer is used.", |c| &c.stale),
     ];
     for (name, help, cell) in gauges {

@@ -230,6 +230,7 @@ mod tests {
         let service = worker.service("s");
         service.retry("connect_failed");
         service.retry_denied("budget");
+        service.retry_after("respected");
         service.circuit_open("requests");
         service.connect_failure("refused");
         service.readmission();
@@ -240,6 +241,7 @@ mod tests {
             (r#"outrigger_tls_failures_total{direction="inbound",reason="expired"}"#, 1.0),
             (r#"outrigger_retries_total{service="s",reason="connect_failed"}"#, 1.0),
             (r#"outrigger_retries_denied_total{service="s",limit="budget"}"#, 1.0),
+            (r#"outrigger_retry_after_total{service="s",outcome="respected"}"#, 1.0),
             (r#"outrigger_circuit_open_total{service="s",limit="requests"}"#, 1.0),
             (r#"outrigger_connect_failures_total{service="s",reason="refused"}"#, 1.0),
             (r#"outrigger_readmissions_total{service="s"}"#, 1.0),

@@ -88,6 +88,7 @@ pub(super) struct ConnectionCells {
 pub(super) struct ServiceCells {
     pub(super) endpoints: Cell64,
     pub(super) ejected: Cell64,
+    pub(super) unhealthy: Cell64,
     pub(super) stale: Cell64,
     pub(super) readmissions: Cell64,
 }
@@ -341,7 +342,9 @@ pub struct ServiceMetrics {
     retries: Reasons,
     denied: Reasons,
     ejections: Reasons,
+    retry_after: Reasons,
     circuit_open: Reasons,
+    health_checks: Reasons,
     connect_failures: Reasons,
     local: Local,
 }
@@ -356,7 +359,9 @@ impl ServiceMetrics {
             retries: Reasons::default(),
             denied: Reasons::default(),
             ejections: Reasons::default(),
+            retry_after: Reasons::default(),
             circuit_open: Reasons::default(),
+            health_checks: Reasons::default(),
             connect_failures: Reasons::default(),
             local: PhantomData,
         })
@@ -381,6 +386,11 @@ impl ServiceMetrics {
         self.ejections.count(cause, &self.families.ejections, || self.key(cause));
     }
 
+    /// An endpoint asked with `Retry-After` to be left alone: `respected`, or not for its `ejection_share`.
+    pub fn retry_after(&self, outcome: &'static str) {
+        self.retry_after.count(outcome, &self.families.retry_after, || self.key(outcome));
+    }
+
     /// This worker took an ejected endpoint back.
     pub fn readmission(&self) {
         self.cells.readmissions.add(1);
@@ -389,6 +399,19 @@ impl ServiceMetrics {
     /// Something was refused because the limit called `which` was reached.
     pub fn circuit_open(&self, which: &'static str) {
         self.circuit_open.count(which, &self.families.circuit_open, || self.key(which));
+    }
+
+    /// An active health check ended with `result`.
+    pub fn health_check(&self, result: &'static str) {
+        self.health_checks.count(result, &self.families.health_checks, || self.key(result));
+    }
+
+    /// How many of the endpoints that this worker's balancer holds are out of use by their health checks. Does nothing
+    /// for services beyond the limit.
+    pub fn unhealthy(&self, endpoints: usize) {
+        if !self.is_other {
+            self.cells.unhealthy.set(endpoints as u64);
+        }
     }
 
     /// What this worker's balancer now holds: endpoints in all, those ejected, and whether the set is stale because
@@ -413,6 +436,7 @@ impl Drop for ServiceMetrics {
         // Counts outlive their worker; a set of endpoints that no balancer holds any more does not.
         self.cells.endpoints.set(0);
         self.cells.ejected.set(0);
+        self.cells.unhealthy.set(0);
         self.cells.stale.set(0);
     }
 }

@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::{sync::watch, time::sleep};
 
 use super::PeerRefusal;
-use crate::identity::{Identity, IdentityHandle, PathFault, TrustBundle, Usage, WorkloadCertificate};
+use crate::identity::{Identity, IdentityHandle, PathFault, TrustBundle, Usage, validity};
 
 /// How long a connection under a tainted root goes on, at least and at most. The peer renews meanwhile; one that has not gets a
 /// new connection that is moved again, so that this is also how often that happens.
@@ -42,6 +42,8 @@ enum Verdict {
 /// A chain that was shown.
 struct Peer {
     chain: Vec<CertificateDer<'static>>,
+    /// The leaf and the intermediates over which it led to a root when it was first looked at; empty where it did not.
+    path: Vec<CertificateDer<'static>>,
     usage: Usage,
     verdict: watch::Sender<Verdict>,
 }
@@ -62,23 +64,15 @@ impl fmt::Debug for Peers {
 }
 
 impl Peers {
-    /// The standing of the peer of a connection whose handshake was judged by the identity of this `generation`. `usage` is
-    /// what the peer's certificate was used for.
-    pub fn enter(
-        &self,
-        connection: &CommonState,
-        usage: Usage,
-        generation: u64,
-        identity: &IdentityHandle,
-    ) -> Option<Standing> {
-        self.enter_chain(connection.peer_certificates()?, usage, generation, identity)
+    /// The standing of the peer of a connection. `usage` is what the peer's certificate was used for.
+    pub fn enter(&self, connection: &CommonState, usage: Usage, identity: &IdentityHandle) -> Option<Standing> {
+        self.enter_chain(connection.peer_certificates()?, usage, identity)
     }
 
     fn enter_chain(
         &self,
         chain: &[CertificateDer<'static>],
         usage: Usage,
-        generation: u64,
         identity: &IdentityHandle,
     ) -> Option<Standing> {
         let fingerprint = fingerprint(chain, usage);
@@ -86,11 +80,17 @@ impl Peers {
         if let Some(peer) = known.get(&fingerprint).and_then(Weak::upgrade) {
             return Some(Standing(peer));
         }
-        // The handshake has judged it, unless trust has changed since; what it did not ask is whether the root is marked.
+        // The handshake has judged it, and does not tell by which path; trust may also have changed since.
         let now = identity.current()?;
-        let is_judged = now.generation == generation && !now.bundle.roots().iter().any(|root| root.tainted);
-        let verdict = if is_judged { Verdict::Good } else { judge(&now.bundle, chain, usage, SystemTime::now()) };
-        let peer = Rc::new(Peer { chain: chain.to_vec(), usage, verdict: watch::Sender::new(verdict) });
+        let (leaf, intermediates) = chain.split_first()?;
+        let (path, verdict) = match now.bundle.verify_path(leaf, intermediates, UnixTime::now(), usage) {
+            Ok((root, used)) => {
+                let verdict = if root.tainted { Verdict::Tainted } else { Verdict::Good };
+                (std::iter::once(leaf).chain(used).cloned().collect(), verdict)
+            }
+            Err(_) => (Vec::new(), judge(&now.bundle, chain, &[], usage, SystemTime::now())),
+        };
+        let peer = Rc::new(Peer { chain: chain.to_vec(), path, usage, verdict: watch::Sender::new(verdict) });
         if known.len() >= self.sweep_at.get().max(FIRST_SWEEP) {
             known.retain(|_, peer| peer.strong_count() > 0);
             self.sweep_at.set(2 * known.len());
@@ -117,7 +117,7 @@ impl Peers {
         let all: Vec<_> = self.known.borrow().values().cloned().collect();
         for peer in all {
             if let Some(peer) = peer.upgrade() {
-                let verdict = judge(bundle, &peer.chain, peer.usage, SystemTime::now());
+                let verdict = judge(bundle, &peer.chain, &peer.path, peer.usage, SystemTime::now());
                 peer.verdict.send_if_modified(|known| {
                     let changes = *known != verdict;
                     *known = verdict;
@@ -138,14 +138,46 @@ fn fingerprint(chain: &[CertificateDer<'_>], usage: Usage) -> Fingerprint {
     hash.finalize().into()
 }
 
-fn judge(bundle: &TrustBundle, chain: &[CertificateDer<'_>], usage: Usage, now: SystemTime) -> Verdict {
-    let Some((leaf, intermediates)) = chain.split_first() else { return Verdict::Good };
-    let at = WorkloadCertificate::parse(leaf).map_or(now, |leaf| now.min(leaf.not_after).max(leaf.not_before));
+/// Dates do not count, and so must not hide what does: of all faults of all paths webpki tells the date of one, also that of a
+/// certificate which somebody has put beside his chain for that. So where a date is at fault the path that once was good is
+/// judged by itself, at a moment at which all of it was valid.
+fn judge(
+    bundle: &TrustBundle,
+    chain: &[CertificateDer<'_>],
+    path: &[CertificateDer<'_>],
+    usage: Usage,
+    now: SystemTime,
+) -> Verdict {
+    match verdict(bundle, chain, usage, now) {
+        Err((PathFault::Expired { .. } | PathFault::NotYetValid { .. }, _)) if !path.is_empty() => {
+            match verdict(bundle, path, usage, now) {
+                // All of the path is valid at that moment, but for its root, which is there and has taken nothing back.
+                Err((PathFault::Expired { .. } | PathFault::NotYetValid { .. }, _)) => Verdict::Good,
+                Err((fault, at)) => Verdict::Refused(PeerRefusal::of_path(fault, at)),
+                Ok(verdict) => verdict,
+            }
+        }
+        Err((fault, at)) => Verdict::Refused(PeerRefusal::of_path(fault, at)),
+        Ok(verdict) => verdict,
+    }
+}
+
+/// What is thought of a chain at the moment next to `now` at which all certificates of it are valid, if there is one.
+fn verdict(
+    bundle: &TrustBundle,
+    chain: &[CertificateDer<'_>],
+    usage: Usage,
+    now: SystemTime,
+) -> Result<Verdict, (PathFault, UnixTime)> {
+    let at = chain.iter().filter_map(validity).fold(now, |at, (from, until)| at.min(until).max(from));
     let at = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Err((PathFault::Malformed("it shows no certificate".to_owned()), at));
+    };
     match bundle.verify(leaf, intermediates, at, usage) {
-        Ok(root) if root.tainted => Verdict::Tainted,
-        Ok(_) | Err(PathFault::Expired { .. } | PathFault::NotYetValid { .. }) => Verdict::Good,
-        Err(fault) => Verdict::Refused(PeerRefusal::of_path(fault, at)),
+        Ok(root) if root.tainted => Ok(Verdict::Tainted),
+        Ok(_) => Ok(Verdict::Good),
+        Err(fault) => Err((fault, at)),
     }
 }
 
@@ -246,8 +278,7 @@ mod tests {
         }
 
         fn enter(&self, peer: &Identity) -> Standing {
-            let generation = self.identity.current().unwrap().generation;
-            self.peers.enter_chain(&peer.key.cert, Usage::Client, generation, &self.identity).unwrap()
+            self.peers.enter_chain(&peer.key.cert, Usage::Client, &self.identity).unwrap()
         }
 
         /// From now on these roots, marked so, and these lists.
@@ -326,13 +357,43 @@ mod tests {
             .await;
     }
 
+    /// A certificate that is no part of the path, of the issuer's name and out of date, needs no CA's key.
+    #[tokio::test(start_paused = true)]
+    async fn a_date_that_somebody_put_beside_the_chain_hides_nothing() {
+        for revoke in [true, false] {
+            World::new()
+                .run(async |world| {
+                    let peer = world.pki.identity(PEER, &[]);
+                    let issuer = peer.key.cert[1].clone();
+                    let mut chain = peer.key.cert.clone();
+                    for (from, until) in [(-7200, -3600), (3600, 7200)] {
+                        chain.push(crate::tls::test_pki::namesake(&issuer, from, until));
+                    }
+                    let standing = world.peers.enter_chain(&chain, Usage::Client, &world.identity).unwrap();
+                    assert_eq!(standing.is_refused().now_or_never(), None);
+                    // What else changes leaves it alone.
+                    world.trust(&[&world.pki, &Pki::new()], false, "").await;
+                    assert_eq!(standing.is_refused().now_or_never(), None);
+                    let wanted = if revoke {
+                        world.trust(&[&world.pki], false, &world.pki.intermediate.crl(1, &[&peer.serial])).await;
+                        PeerRefusal::Revoked
+                    } else {
+                        world.trust(&[&Pki::new()], false, "").await;
+                        PeerRefusal::UnknownRoot
+                    };
+                    assert_eq!(standing.is_refused().now_or_never(), Some(wanted));
+                })
+                .await;
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_handshake_that_a_change_of_trust_overtook_is_judged_by_the_new_one() {
         World::new()
             .run(async |world| {
                 let peer = world.pki.identity(PEER, &[]);
                 world.trust(&[&Pki::new()], false, "").await;
-                let standing = world.peers.enter_chain(&peer.key.cert, Usage::Client, 0, &world.identity).unwrap();
+                let standing = world.peers.enter_chain(&peer.key.cert, Usage::Client, &world.identity).unwrap();
                 assert_eq!(standing.is_refused().now_or_never(), Some(PeerRefusal::UnknownRoot));
             })
             .await;

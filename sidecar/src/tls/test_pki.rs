@@ -65,6 +65,19 @@ fn ca_params(name: &str, from: i64, until: i64) -> CertificateParams {
     params
 }
 
+/// A certificate of a CA's name and of nobody's making, valid for these seconds from now.
+pub(crate) fn namesake(
+    of: &rustls::pki_types::CertificateDer<'_>,
+    from: i64,
+    until: i64,
+) -> rustls::pki_types::CertificateDer<'static> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, parsed) = X509Certificate::from_der(of).unwrap();
+    let name = parsed.subject().iter_common_name().next().unwrap().as_str().unwrap().to_owned();
+    let root = TestCa::root_valid(&name, from, until);
+    rustls::pki_types::pem::PemObject::from_pem_slice(root.pem.as_bytes()).unwrap()
+}
+
 fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
