@@ -68,7 +68,10 @@ impl Replicas {
 }
 
 async fn open(replicas: usize, settings: Value) -> (Shop, Replicas, Vec<Script>) {
-    let mut shop = Shop::open(Mesh::new(), replicas, 60, unhindered_orders(settings)).await;
+    // Each in turn: whose first answer is a failure is otherwise left alone for some seconds as a slow one.
+    let mut all = json!({ "load_balancing": { "policy": "round_robin" } });
+    harness::sidecar::merge(&mut all, settings);
+    let mut shop = Shop::open(Mesh::new(), replicas, 60, unhindered_orders(all)).await;
     let script = Replicas::default();
     let mut running = Vec::new();
     for (n, replica) in shop.replicas.iter_mut().enumerate() {
@@ -94,13 +97,13 @@ async fn count(shop: &Shop, metric: &str, label: (&str, &str)) -> f64 {
 /// Sends requests that are not tried again until the first replica is asked.
 async fn until_first_is_asked(shop: &Shop, script: &Replicas) {
     script.taken();
-    for _ in 0..5_000 {
+    for _ in 0..200 {
         send(shop, Method::POST).await;
         if script.taken().contains(&0) {
             return;
         }
     }
-    panic!("the first replica was not asked in 5,000 requests");
+    panic!("the first replica was not asked in 200 requests");
 }
 
 #[test]

@@ -191,16 +191,18 @@ impl Workload {
     }
 }
 
-/// Asks for updates and passes them on, until nobody wants them any more; `again` ends a stream whose update was refused.
+/// Asks for updates and passes them on, until nobody wants them any more; `again` ends a stream whose update was refused, after
+/// a while.
 async fn ask(endpoint: Endpoint, tell: mpsc::Sender<Told>, again: Arc<Notify>) {
     let mut failures = 0_u32;
     loop {
         let began = Instant::now();
         let error = match watch(&endpoint).await {
             Ok(mut updates) => loop {
+                // What the agent says meanwhile is heard all the same.
                 let update = tokio::select! {
                     update = updates.next() => update,
-                    () = again.notified() => break None,
+                    () = async { again.notified().await; sleep(pause_after(failures, false)).await } => break None,
                 };
                 match update {
                     Ok(update) => {
@@ -218,9 +220,9 @@ async fn ask(endpoint: Endpoint, tell: mpsc::Sender<Told>, again: Arc<Notify>) {
         }
         let pause = pause_after(failures, error.as_ref().is_some_and(|error| error.cause.is_permanent()));
         failures = failures.saturating_add(1);
-        if let Some(error) = error
-            && tell.send(Err((error, pause))).await.is_err()
-        {
+        // Without an error the pause is over.
+        let Some(error) = error else { continue };
+        if tell.send(Err((error, pause))).await.is_err() {
             return;
         }
         sleep(pause).await;
